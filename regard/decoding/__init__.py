@@ -1,0 +1,1 @@
+"""Greedy search, beam search and sampling; decoders are known by their protocol alone."""

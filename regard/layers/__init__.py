@@ -1,0 +1,1 @@
+"""What two or more models share: projections around attention, feed-forward, norms, dropout, output heads."""

@@ -1,0 +1,112 @@
+"""Step 2 of attention: vectors become queries, keys and values; around it the call of `attend` and the output projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from regard.attention.attend import attend
+from regard.attention.masks import Mask
+from regard.attention.observation import Observation, Observe
+from regard.attention.scores import Rotary
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Multi-head attention by scaled dot products."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    heads: int
+    kv_heads: int | None = None  # fewer than `heads`: grouped-query (Ainslie et al. 2023); 1: multi-query (Shazeer 2019)
+    head_dim: int | None = None  # width of a head; model_dim / heads unless given
+    bias: bool = True  # on all four projections
+    dropout: float = 0.0  # on the attention weights; above 0 the weights are materialised in training
+    rotary_base: float | None = None  # rotary positions on queries and keys of self-attention (Su et al. 2021)
+
+    def head_width(self, model_dim: int) -> int:
+        """head_dim, given or derived. Raises: ConfigError when the numbers do not fit."""
+        if self.heads < 1 or (self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads)):
+            raise ConfigError(f"attention: heads {self.heads} is no multiple of kv_heads {self.kv_heads}; change either")
+        if self.head_dim is None and model_dim % self.heads:
+            raise ConfigError(f"attention: model_dim {model_dim} is no multiple of heads {self.heads}; set head_dim")
+        return self.head_dim or model_dim // self.heads
+
+
+class KeysValues(NamedTuple):
+    """keys, values: [rows, kv_heads, key_len, head_dim], projected (and rotated) once, then cached."""
+
+    keys: Tensor
+    values: Tensor
+
+    def select(self, rows: Tensor) -> KeysValues:
+        return KeysValues(self.keys[rows], self.values[rows])
+
+    def followed_by(self, later: KeysValues) -> KeysValues:
+        return KeysValues(torch.cat([self.keys, later.keys], 2), torch.cat([self.values, later.values], 2))
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries of one sequence over keys and values of the same (`is_self`) or of another. Vaswani et al. 2017, sec. 3.2.2.
+
+    The projections that read the same vectors are one matrix product.
+    """
+
+    def __init__(self, model_dim: int, config: AttentionConfig, *, is_self: bool, memory_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads or config.heads
+        self.head_dim = config.head_width(model_dim)
+        self.weight_dropout = config.dropout
+        self.rotary = Rotary(config.rotary_base) if is_self and config.rotary_base is not None else None
+        query_width, kv_width = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        self.is_self = is_self
+        if is_self:
+            self.query_key_value = nn.Linear(model_dim, query_width + kv_width, bias=config.bias)
+            projections = [self.query_key_value]
+        else:
+            self.query = nn.Linear(model_dim, query_width, bias=config.bias)
+            self.key_value = nn.Linear(memory_dim or model_dim, kv_width, bias=config.bias)
+            projections = [self.query, self.key_value]
+        self.output = nn.Linear(query_width, model_dim, bias=config.bias)
+        for linear in (*projections, self.output):
+            # Glorot and Bengio 2010; over the stacked matrix the bound is the smaller one that keeps deep stacks stable.
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def project_memory(self, memory: Tensor) -> KeysValues:
+        """memory [rows, key_len, memory_dim] -> the keys and values that every later query shares."""
+        assert not self.is_self, "self-attention projects its own input"
+        keys, values = self._heads(self.key_value(memory), 2 * self.kv_heads).split(self.kv_heads, dim=1)
+        return KeysValues(keys, values)
+
+    def project_self(self, vectors: Tensor, begin: int) -> tuple[Tensor, KeysValues]:
+        """vectors [rows, n, model_dim], standing at positions begin to begin + n -> (queries, keys and values)."""
+        assert self.is_self, "cross-attention has no keys of its own"
+        parts = [self.heads, self.kv_heads, self.kv_heads]
+        query, keys, values = self._heads(self.query_key_value(vectors), sum(parts)).split(parts, dim=1)
+        if self.rotary is not None:
+            positions = torch.arange(begin, begin + vectors.shape[1], device=vectors.device)
+            query, keys = self.rotary.rotate(query, positions), self.rotary.rotate(keys, positions)
+        return query, KeysValues(keys, values)
+
+    def project_query(self, vectors: Tensor) -> Tensor:
+        """vectors [rows, n, model_dim] -> queries [rows, heads, n, head_dim] of cross-attention."""
+        return self._heads(self.query(vectors), self.heads)
+
+    def forward(
+        self, query: Tensor, memory: KeysValues, mask: Mask | None, observe: Observe | None = None
+    ) -> tuple[Tensor, Observation]:
+        """Projected queries over projected keys and values -> ([rows, query_len, model_dim], what was observed)."""
+        dropout = self.weight_dropout if self.training else 0.0
+        attended = attend(query, memory.keys, memory.values, mask=mask, dropout=dropout, observe=observe)
+        merged = attended.output.transpose(1, 2).flatten(2)
+        return self.output(merged), attended.observation
+
+    def _heads(self, vectors: Tensor, heads: int) -> Tensor:
+        return vectors.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)

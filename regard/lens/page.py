@@ -1,0 +1,122 @@
+"""Records as one self-contained page of HTML: it needs no network, no server and no other file.
+
+Its size grows with the number of weights kept: about 7 bytes for each head, target token and source token. The page's
+own script puts tokens together to words, so that nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from regard.attention.record import AttentionRecord
+from regard.errors import ObservationError
+from regard.lens.atomic import write_whole
+from regard.lens.colour import STEPS, scale, text_colour
+from regard.lens.lines import as_plain
+from regard.lens.maps import maps_of
+from regard.lens.plot import Expected, check_expected, expected_places
+from regard.lens.words import Grouping, WordSplitter, axis_words, group, words_of
+
+
+def write_page(
+    records: AttentionRecord | Sequence[AttentionRecord],
+    path: str | Path,
+    *,
+    title: str = "Attention",
+    notes: str | Sequence[str] = (),
+    expected: Expected | None = None,
+    words: WordSplitter = words_of,
+) -> None:
+    """Writes the page: for each record both texts, whose words show what they attended to, and a heat map.
+
+    title: heads the page. notes: paragraphs of plain text under it.
+    expected: per record the (query_index, key_index) pairs to outline, counted as `regard.lens.align` counts words.
+    words: text -> character spans of its words.
+
+    Raises: ObservationError for a record that cannot be drawn; ConfigError for a folder that cannot be written to.
+    """
+    records = [records] if isinstance(records, AttentionRecord) else list(records)
+    if not records:
+        raise ObservationError(f"{path}: there is no record to show; give one or more")
+    if expected is not None and len(expected) != len(records):
+        raise ObservationError(f"expected: {len(expected)} alignments for {len(records)} records; give one each")
+    plain = [
+        _for_script(record, expected[place] if expected is not None else (), words)
+        for place, record in enumerate(records)
+    ]
+    article = Template(_asset("page_article.html"))
+    articles = []
+    for place, one in enumerate(plain):
+        name = f"Sentence {place + 1}" if len(plain) > 1 else "Sentence"
+        texts = {side: escape(one[side]) for side in ("source", "target")}
+        articles.append(article.substitute(place=place, name=name, **texts))
+    paragraphs = [notes] if isinstance(notes, str) else list(notes)
+    style, script = _style(), _asset("page.js")
+    page = Template(_asset("page.html")).substitute(
+        title=escape(title),
+        notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in paragraphs if note),
+        articles="".join(articles),
+        data=_embedded({"steps": STEPS, "records": plain}),
+        style=style,
+        script=script,
+        style_hash=_digest(style),
+        script_hash=_digest(script),
+    )
+    # A text may hold half of a surrogate pair, which UTF-8 cannot: it becomes a question mark.
+    write_whole(path, page.encode("utf-8", "replace"))
+
+
+def _for_script(record: AttentionRecord, links: Sequence[tuple[int, int]], words: WordSplitter) -> dict[str, Any]:
+    """What page.js reads of a record: `as_plain`; per side its words as [label, begin, end], and each token's word."""
+    maps = maps_of(record)
+    target_words, source_words = axis_words(maps.target, words), axis_words(maps.source, words)
+    check_expected(links, len(target_words), len(source_words))
+    target, source = group(maps.target, target_words), group(maps.source, source_words)
+    return as_plain(maps) | {
+        "target_units": _units(target),
+        "target_owner": target.owner,
+        "source_units": _units(source),
+        "source_owner": source.owner,
+        "expected": expected_places(links, target.number, source.number),
+    }
+
+
+def _units(grouping: Grouping) -> list[list[Any]]:
+    return [[label, *span] for label, span in zip(grouping.axis.tokens, grouping.axis.spans, strict=True)]
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """JSON that stays data inside a script element: no "<" in it, hence neither "</script>" nor "<!--"."""
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+@cache
+def _asset(name: str) -> str:
+    return files("regard.lens").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
+def _style() -> str:
+    """The style sheet with a class for each step of the colour scale, s0 to s64."""
+    bright, dark = (
+        "".join(
+            f".s{step}{{background:{colour};color:{text_colour(colour)}}}"
+            for step, colour in enumerate(scale(dark=is_dark))
+        )
+        for is_dark in (False, True)
+    )
+    return f"{_asset('page.css')}{bright}\n@media screen and (prefers-color-scheme: dark) {{{dark}}}\n"
+
+
+def _digest(text: str) -> str:
+    """The name under which the page's content security policy allows this one script or style and nothing else."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,64 @@
+"""A picture as SVG.
+
+Written by hand, not by matplotlib: its texts would be outlines or depend on a process-wide setting, and here each cell
+says its weight when pointed at, words can be searched and copied, and equal pictures are equal bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+from regard.lens.colour import EXPECTED, PAPER, RULE, STEPS, scale, step_of
+from regard.lens.layout import Picture
+
+# What XML 1.0 cannot hold in any form.
+_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_ANCHOR = {"left": "start", "center": "middle", "right": "end"}
+
+
+def to_svg(picture: Picture) -> str:
+    """The picture as one SVG document; a length of 1 is a point."""
+    colours = scale()
+    width, height = _number(picture.width), _number(picture.height)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}" '
+        "role=\"img\" font-family=\"'DejaVu Sans', Verdana, 'Noto Sans', sans-serif\">",
+        "<title>Attention weights</title>",
+        '<defs><linearGradient id="regard-scale" x1="0" y1="1" x2="0" y2="0">',
+        *(f'<stop offset="{step / STEPS:.4g}" stop-color="{colours[step]}"/>' for step in range(0, STEPS + 1, 4)),
+        "</linearGradient></defs>",
+        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
+        f'<g stroke="{RULE}" stroke-width="0.6">',
+    ]
+    for cell in picture.cells:
+        fill = colours[step_of(cell.weight, picture.top)]
+        lines.append(
+            f'<rect x="{_number(cell.x)}" y="{_number(cell.y)}" width="{cell.size:g}" height="{cell.size:g}" '
+            f'fill="{fill}"><title>{_text(cell.about)}</title></rect>'
+        )
+    x, y, bar_width, bar_height = map(_number, picture.bar)
+    lines.append(f'<rect x="{x}" y="{y}" width="{bar_width}" height="{bar_height}" fill="url(#regard-scale)"/>')
+    lines.append(f'</g><g fill="none" stroke="{EXPECTED}" stroke-width="1.6">')
+    for left, upper, size in picture.outlines:
+        place = f'x="{_number(left + 1)}" y="{_number(upper + 1)}" width="{size - 2:g}" height="{size - 2:g}"'
+        lines.append(f'<rect {place} rx="2"/>')
+    lines.append("</g>")
+    for text in picture.texts:
+        x, y = _number(text.x), _number(text.y)
+        turn = f' transform="rotate({-text.angle:g} {x} {y})"' if text.angle else ""
+        bold = ' font-weight="bold"' if text.weight == "bold" else ""
+        anchor = f' text-anchor="{_ANCHOR[text.anchor]}"' if text.anchor != "left" else ""
+        lines.append(
+            f'<text x="{x}" y="{y}" font-size="{text.size:g}" fill="{text.colour}"{anchor}{bold}{turn}>'
+            f"{_text(text.text)}</text>"
+        )
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _number(length: float) -> str:
+    return f"{length:.2f}".rstrip("0").rstrip(".")
+
+
+def _text(text: str) -> str:
+    return escape(_NOT_XML.sub("\ufffd", text))

@@ -1,0 +1,180 @@
+"""The attention-RNN decoder: a GRU that looks at the source before each step. Bahdanau et al. 2015, sec. 3.1.
+
+Per token: the state so far is the query, the memory the keys and values; their weighted sum (the context) and the last token
+drive the recurrence; state, token and context together predict (eqs. 4 to 6, appendix A.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regard.attention.attend import attend
+from regard.attention.masks import Padding
+from regard.attention.observation import Observation, Observe
+from regard.attention.scores import Additive, Bilinear, Dot, Score
+from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.layers.dropout import Dropout
+from regard.layers.head import HeadConfig, OutputHead
+from regard.models.decoder import Step, Vocabulary
+from regard.models.memory import Memory
+from regard.models.recurrent_encoder import initialise_recurrence
+
+LAYER = "decoder.layers.0.cross"  # the one place where this decoder attends
+
+
+@dataclass(frozen=True)
+class AttentionRNNConfig:
+    """A GRU decoder with one head of attention."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    type: Literal["attention-rnn"]
+    model_dim: int  # width of the embedding, the state and the readout
+    attention_dim: int  # width in which states and memory are compared
+    score: Literal["additive", "dot", "bilinear"] = "additive"  # Bahdanau 2015; Luong 2015 "dot" and "general"
+    embedding: EmbeddingConfig = field(
+        default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False)  # recurrence knows the position
+    )
+    head: HeadConfig = field(default_factory=lambda: HeadConfig(bias=True))
+    dropout: float = 0.1  # on the embedded target and on the readout
+
+
+@dataclass(frozen=True)
+class AttentionRNNState:
+    """hidden: [rows, model_dim]. keys [rows, 1, source_len, attention_dim] and values [rows, 1, source_len, memory_dim]: the
+    memory, projected once. lengths: [rows]. source: [rows], which source each row reads."""
+
+    hidden: Tensor
+    keys: Tensor
+    values: Tensor
+    lengths: Tensor
+    source: Tensor
+
+    def select(self, rows: Tensor) -> AttentionRNNState:
+        source = self.source[rows]
+        if torch.equal(source, self.source):
+            return AttentionRNNState(self.hidden[rows], self.keys, self.values, self.lengths, source)
+        return AttentionRNNState(
+            self.hidden[rows], self.keys[rows], self.values[rows], self.lengths[rows], source
+        )
+
+
+class AttentionRNNDecoder(nn.Module):
+    """Speaks the protocol of `models/decoder.py`; reads the memory called "source"."""
+
+    def __init__(
+        self,
+        vocab: int,
+        config: AttentionRNNConfig,
+        *,
+        memory_dim: int,
+        token_weight: nn.Parameter | None = None,
+        tie_head: bool = True,
+    ) -> None:
+        super().__init__()
+        dim = config.model_dim
+        self.outputs = Vocabulary(vocab)
+        self.embedding = TextEmbedding(vocab, dim, config.embedding)
+        if token_weight is not None:
+            self.embedding.tokens.weight = token_weight
+        self.initial = nn.Linear(memory_dim // 2, dim)
+        self.query = nn.Linear(dim, config.attention_dim, bias=False)
+        self.key = nn.Linear(memory_dim, config.attention_dim, bias=True)
+        self.score_kind = config.score
+        shapes = {"additive": (1, config.attention_dim), "bilinear": (1, config.attention_dim, config.attention_dim)}
+        shape = shapes.get(config.score)
+        self.score_weight = None if shape is None else nn.Parameter(torch.zeros(shape))
+        self.cell = nn.GRUCell(dim + memory_dim, dim)
+        self.readout = nn.Linear(dim + dim + memory_dim, 2 * dim)
+        self.dropout = Dropout(config.dropout)
+        weight = self.embedding.tokens.weight if tie_head else nn.Parameter(torch.empty(vocab, dim))
+        if not tie_head:
+            nn.init.normal_(weight, std=dim**-0.5)
+        self.head = OutputHead(weight, config.head)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Bahdanau et al. 2015, appendix B.1; scores other than theirs start from the identity and Glorot's bound."""
+        initialise_recurrence(self.cell)
+        for linear in (self.initial, self.readout, self.query, self.key):
+            nn.init.xavier_uniform_(linear.weight)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+        if self.score_kind == "additive":
+            # v_a = 0, as in the paper: attention starts uniform and learns through v_a first.
+            for linear in (self.query, self.key):
+                nn.init.normal_(linear.weight, std=0.001 if linear is self.query else 0.01)
+            assert self.score_weight is not None
+            nn.init.normal_(self.score_weight, std=0.01)
+        elif self.score_weight is not None:
+            with torch.no_grad():
+                self.score_weight[0].copy_(torch.eye(self.score_weight.shape[-1]))
+
+    def _score(self) -> Score:
+        if self.score_weight is None:
+            return Dot()
+        return Additive(self.score_weight) if self.score_kind == "additive" else Bilinear(self.score_weight)
+
+    def start(self, memories: Mapping[str, Memory]) -> AttentionRNNState:
+        memory = memories["source"]
+        # The backward direction's state at the first word has read the whole source: s_0 = tanh(W_s h_1), appendix A.2.2.
+        first_backward = memory.vectors[:, 0, memory.vectors.shape[-1] // 2 :]
+        rows = torch.arange(memory.vectors.shape[0], device=memory.vectors.device)
+        return AttentionRNNState(
+            hidden=torch.tanh(self.initial(first_backward)),
+            keys=self.key(memory.vectors)[:, None],
+            values=memory.vectors[:, None],
+            lengths=memory.lengths,
+            source=rows,
+        )
+
+    def read(
+        self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
+    ) -> tuple[Tensor, AttentionRNNState, dict[str, Observation]]:
+        """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
+        embedded = self.dropout(self.embedding(tokens))
+        score, mask = self._score(), Padding(state.lengths)
+        hidden = state.hidden
+        read, observations = [], []
+        for index in range(tokens.shape[1]):
+            query = self.query(hidden)[:, None, None]
+            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=observe)
+            context = attended.output[:, 0, 0]
+            token = embedded[:, index]
+            hidden = self.cell(torch.cat([token, context], dim=-1), hidden)
+            read.append(torch.cat([hidden, token, context], dim=-1))
+            observations.append(attended.observation)
+        # Maxout over pairs (Goodfellow et al. 2013), appendix A.2.2.
+        predicted = self.readout(torch.stack(read, dim=1)).unflatten(-1, (-1, 2)).amax(dim=-1)
+        after = AttentionRNNState(hidden, state.keys, state.values, state.lengths, state.source)
+        return self.dropout(predicted), after, {LAYER: _join(observations)} if observe else {}
+
+    def advance(
+        self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
+    ) -> tuple[Step, AttentionRNNState]:
+        hidden, state, observations = self.read(state, tokens, observe)
+        return Step(self.head.log_probs(hidden), observations), state
+
+
+def _join(steps: list[Observation]) -> Observation:
+    """One observation of n queries out of n observations of one."""
+
+    def along(name: str, axis: int) -> Tensor | None:
+        parts = [getattr(step, name) for step in steps]
+        return None if parts[0] is None else torch.cat(parts, dim=axis)
+
+    received = [step.received for step in steps if step.received is not None]
+    rows = along("rows", 2)
+    return Observation(
+        logsumexp=along("logsumexp", 2),
+        entropy=along("entropy", 2),
+        max_logit=along("max_logit", 2),
+        received=torch.stack(received).sum(0) if received else None,
+        rows=rows,
+        row_index=None if rows is None else torch.arange(rows.shape[2], device=rows.device),
+    )

@@ -1,0 +1,33 @@
+"""What an encoder hands to a decoder: vectors, how many of them are real, and where they lie on the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regard.attention.masks import Padding
+
+
+@dataclass(frozen=True)
+class Memory:
+    """vectors: [batch, source_len, model_dim]; lengths: [batch], the number of real vectors, which stand at the front."""
+
+    vectors: Tensor
+    lengths: Tensor
+
+    @property
+    def mask(self) -> Padding:
+        return Padding(self.lengths)
+
+    def select(self, rows: Tensor) -> Memory:
+        """The memory of chosen rows, in the order given; a row may be taken many times or never."""
+        return Memory(self.vectors[rows], self.lengths[rows])
+
+    @staticmethod
+    def of(vectors: Tensor, lengths: Tensor | None = None) -> Memory:
+        """Memory of `vectors`, all of them real unless `lengths` says otherwise."""
+        if lengths is None:
+            lengths = torch.full((vectors.shape[0],), vectors.shape[1], dtype=torch.int64, device=vectors.device)
+        return Memory(vectors, lengths)

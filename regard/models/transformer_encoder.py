@@ -1,0 +1,79 @@
+"""The Transformer encoder: self-attention over the source, both ways. Vaswani et al. 2017, sec. 3.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from regard.attention.observation import Observation, Observe
+from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.layers.attention import AttentionConfig, MultiHeadAttention
+from regard.layers.feed_forward import FeedForward, FeedForwardConfig
+from regard.layers.norm import NormConfig
+from regard.models.memory import Memory
+from regard.models.residual import Residual, final_norm
+
+
+@dataclass(frozen=True)
+class TransformerEncoderConfig:
+    """A stack of equal layers over one embedded source."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    model_dim: int
+    num_layers: int
+    attention: AttentionConfig
+    feed_forward: FeedForwardConfig
+    type: Literal["transformer"] = "transformer"
+    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    norm: NormConfig = field(default_factory=NormConfig)
+    dropout: float = 0.1  # on each block's output, before it is added
+
+
+class TransformerEncoderLayer(nn.Module):
+    """Self-attention, then feed-forward, each in a residual block."""
+
+    def __init__(self, config: TransformerEncoderConfig) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(config.model_dim, config.attention, is_self=True)
+        self.feed_forward = FeedForward(config.model_dim, config.feed_forward)
+        self.attention_block = Residual(config.model_dim, config.norm, config.dropout)
+        self.feed_forward_block = Residual(config.model_dim, config.norm, config.dropout)
+
+    def forward(self, vectors: Tensor, memory: Memory, observe: Observe | None) -> tuple[Tensor, Observation]:
+        observation = Observation()
+
+        def attention(inputs: Tensor) -> Tensor:
+            nonlocal observation
+            query, keys_values = self.self_attention.project_self(inputs, begin=0)
+            output, observation = self.self_attention(query, keys_values, memory.mask, observe)
+            return output
+
+        vectors = self.attention_block(vectors, attention)
+        return self.feed_forward_block(vectors, self.feed_forward), observation
+
+
+class TransformerEncoder(nn.Module):
+    """Source ids -> memory of the same length."""
+
+    def __init__(self, vocab: int, config: TransformerEncoderConfig) -> None:
+        super().__init__()
+        self.memory_dim = config.model_dim
+        self.embedding = TextEmbedding(vocab, config.model_dim, config.embedding)
+        self.layers = nn.ModuleList(TransformerEncoderLayer(config) for _ in range(config.num_layers))
+        self.norm = final_norm(config.model_dim, config.norm)
+
+    def forward(
+        self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
+    ) -> tuple[Memory, dict[str, Observation]]:
+        """ids [batch, source_len], lengths [batch] -> (memory, observations by layer name; empty unless asked for)."""
+        memory = Memory(self.embedding(ids), lengths)
+        observations = {}
+        vectors = memory.vectors
+        for index, layer in enumerate(self.layers):
+            vectors, observation = layer(vectors, memory, observe)
+            if observe:
+                observations[f"encoder.layers.{index}.self"] = observation
+        return Memory(self.norm(vectors), lengths), observations

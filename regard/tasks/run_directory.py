@@ -1,0 +1,82 @@
+"""A run directory: the resolved recipe, who is training in it, and what came of it.
+
+    recipe.yaml     the recipe with every default filled in; resuming with another is refused
+    data/           tokenizers and prepared corpora
+    checkpoints/    what resuming needs
+    metrics.jsonl   losses and validations, a line each; tensorboard/ the same as events
+    model/          the best weights so far, at the end the finished model
+    result.json     scores of the finished model
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regard.errors import ConfigError, TrainingError
+from regard.tasks.recipe import differences
+
+RECIPE = "recipe.yaml"
+RESULT = "result.json"
+
+
+@contextmanager
+def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Path]:
+    """Holds the run directory for this process alone, with `recipe` (plain values) as its recipe.
+
+    Raises: ConfigError naming the keys when a run with another recipe lies there; TrainingError when another process is
+    training in it or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be used as a run directory ({error.strerror}); give another with --run") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(f"{folder}: another process is training here; wait for it, or give another --run") from None
+        _keep_recipe(folder / RECIPE, recipe, origin)
+        yield folder
+
+
+def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:
+    if path.is_file():
+        changed = differences(yaml.safe_load(path.read_text(encoding="utf-8")), dict(recipe))
+        if changed:
+            keys = ", ".join(f"`{key}`" for key in changed)
+            raise ConfigError(
+                f"{origin}: {path.parent} holds a run whose recipe differs in {keys}; "
+                "use the same values to resume it, or another --run"
+            )
+        return
+    write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a small file whole or not at all."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(content, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Keeps the finished run's scores."""
+    write_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The finished run's scores, or None when it has not finished."""
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result

@@ -1,0 +1,213 @@
+"""Scores of translated text: value, 95 % interval and a signature that says exactly what was computed.
+
+Two scorings, never to be compared with each other (one checkpoint can differ by more than a point between them):
+
+- ``sacrebleu``: BLEU and chrF of detokenised text, as sacreBLEU computes them (Post 2018). The one to publish.
+- ``moses-lowercase``: BLEU over lowercased, Moses-tokenised text on both sides. Much of the Multi30k literature scores
+  so; use it only beside such figures.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from regard.errors import ConfigError, DataError, RegardError
+
+Scoring = Literal["sacrebleu", "moses-lowercase"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a corpus, on the scale 0 to 100 where more is better."""
+
+    name: str  # "BLEU" or "chrF"
+    value: float  # of the whole corpus
+    interval: tuple[float, float] | None  # 95 % by bootstrap over sentences; None where no samples were asked for
+    signature: str  # sacreBLEU's own, headed by regard's where regard prepared the text
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` found. Lengths and penalty are BLEU's, in tokens as that scoring counts them."""
+
+    scoring: Scoring
+    language: str
+    metrics: tuple[Metric, ...]
+    num_sentences: int
+    hypothesis_length: int  # tokens
+    reference_length: int  # tokens
+    brevity_penalty: float  # 1 where the hypotheses are at least as long as the references
+
+    def to_json(self) -> dict[str, Any]:
+        """The scores as plain JSON values; metrics stand under their names."""
+        return {
+            "scoring": self.scoring,
+            "language": self.language,
+            "num_sentences": self.num_sentences,
+            "hypothesis_length": self.hypothesis_length,
+            "reference_length": self.reference_length,
+            "brevity_penalty": self.brevity_penalty,
+            "metrics": {
+                metric.name: {
+                    "value": metric.value,
+                    "interval": None if metric.interval is None else list(metric.interval),
+                    "signature": metric.signature,
+                }
+                for metric in self.metrics
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """The scores as lines to print: one a metric, then the lengths."""
+        printed = []
+        for metric in self.metrics:
+            interval = "" if metric.interval is None else " [{:.2f}, {:.2f}]".format(*metric.interval)
+            printed.append(f"{metric.name} {metric.value:.2f}{interval}  {metric.signature}")
+        printed.append(
+            f"{self.num_sentences} sentences, {self.hypothesis_length} tokens against {self.reference_length},"
+            f" brevity penalty {self.brevity_penalty:.3f}"
+        )
+        return printed
+
+
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    language: str,
+    scoring: Scoring = "sacrebleu",
+    bootstrap_samples: int = 1000,
+    seed: int = 12345,
+) -> Scores:
+    """Score translations against one reference each.
+
+    hypotheses, references: detokenised text, one sentence an item, in the same order. An empty hypothesis counts as
+        one of zero tokens.
+    language: code of the language translated into ("de"). It chooses sacreBLEU's tokenizer (Chinese, Japanese and
+        Korean have their own) or the rules of the Moses tools.
+    bootstrap_samples: how often the sentences are drawn anew, with replacement, for the 95 % interval (Koehn 2004);
+        0 leaves the interval out. The interval spans the percentiles that sacreBLEU halves into its "±".
+    seed: of those draws. The default is sacreBLEU's, and gives sacreBLEU's own intervals; the environment variable
+        SACREBLEU_SEED is neither read nor written.
+    Edge cases: BLEU multiplies the precisions of 1 to 4 tokens, so a corpus without one sentence of four tokens
+        scores 0 even where it is perfect; chrF has no such floor.
+    Raises: DataError when the two differ in number, are empty or are not lists of strings; ConfigError for an unknown
+        scoring or a count that makes no sense; RegardError when sacrebleu or sacremoses is missing.
+    Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Post 2018 (signatures).
+    """
+    _check_texts(hypotheses, references)
+    if scoring not in get_args(Scoring):
+        raise ConfigError(f"scoring: received {scoring!r}, expected one of {', '.join(get_args(Scoring))}")
+    if bootstrap_samples < 0 or bootstrap_samples == 1:
+        raise ConfigError(
+            f"bootstrap_samples: received {bootstrap_samples}, expected 0 for no interval or at least 2; 1000 is usual"
+        )
+    if seed < 0:
+        raise ConfigError(f"seed: received {seed}, expected a whole number from 0 up")
+
+    sacrebleu = _require("sacrebleu")
+    if scoring == "sacrebleu":
+        prefix, texts, targets = "", list(hypotheses), list(references)
+        try:
+            bleu = sacrebleu.BLEU(trg_lang=language)
+        except RuntimeError as error:  # sacreBLEU's tokenizers for Japanese and Korean are extras of their own
+            raise RegardError(
+                f"scoring {language!r} with sacreBLEU needs a tokenizer that is not installed:"
+                f" pip install 'sacrebleu[{language}]'"
+            ) from error
+        chosen = [("BLEU", bleu), ("chrF", sacrebleu.CHRF())]
+    else:
+        prefix, texts, targets = _moses_lowercase(hypotheses, references, language)
+        bleu = sacrebleu.BLEU(tokenize="none", force=True)
+        chosen = [("BLEU", bleu)]
+
+    whole = bleu.corpus_score(texts, [targets])
+    return Scores(
+        scoring=scoring,
+        language=language,
+        metrics=tuple(
+            _measure(name, metric, texts, targets, prefix, bootstrap_samples, seed) for name, metric in chosen
+        ),
+        num_sentences=len(texts),
+        hypothesis_length=int(whole.sys_len),
+        reference_length=int(whole.ref_len),
+        brevity_penalty=float(whole.bp),
+    )
+
+
+def _measure(
+    name: str, metric: Any, texts: list[str], targets: list[str], prefix: str, num_samples: int, seed: int
+) -> Metric:
+    """One metric with its interval.
+
+    sacreBLEU's own bootstrap takes its seed from the environment only and keeps half the width of the interval. The
+    same draws are made here from the same per-sentence statistics, so that the seed is an argument and both ends of
+    the interval survive; a test holds the result to sacreBLEU's.
+    """
+    # The value comes from sacreBLEU's public call; the statistics below serve the draws alone.
+    value = float(metric.corpus_score(texts, [targets]).score)
+    interval = None
+    if num_samples:
+        # float64 holds every count exactly, so the order of summation cannot matter
+        statistics = np.asarray(metric._extract_corpus_statistics(texts, [targets]), dtype=np.float64)
+        draws = np.random.default_rng(seed).choice(len(texts), size=(num_samples, len(texts)), replace=True)
+        values = sorted(float(metric._compute_score_from_stats(statistics[draw].sum(0)).score) for draw in draws)
+        cut = num_samples // 40  # 2.5 % at either end
+        interval = (values[cut], values[num_samples - cut - 1])
+        metric.n_bootstrap, metric.seed = num_samples, str(seed)  # what sacreBLEU's signature prints
+    return Metric(name, value, interval, prefix + str(metric.get_signature()))
+
+
+def _moses_lowercase(
+    hypotheses: Sequence[str], references: Sequence[str], language: str
+) -> tuple[str, list[str], list[str]]:
+    """Signature prefix and both sides as tokens joined by spaces.
+
+    Punctuation first (it undoes typographic quotes and dashes), then lowercase, then tokens: tokenising before
+    lowercasing loses splits, because the tokenizer's list of abbreviations knows case. Hyphenated words stay whole.
+    Escaping to XML entities renames tokens without splitting or joining any and cannot change a score; it is left off.
+    """
+    sacremoses = _require("sacremoses")
+    normalizer = sacremoses.MosesPunctNormalizer(language)
+    tokenizer = sacremoses.MosesTokenizer(language)
+
+    def prepare(text: str) -> str:
+        lowered = normalizer.normalize(text).lower()
+        return str(tokenizer.tokenize(lowered, aggressive_dash_splits=False, escape=False, return_str=True))
+
+    prefix = (
+        f"regard:moses-lowercase|language:{language}|steps:punctuation+lowercase+tokenize|dash-splits:no|escape:no"
+        f"|sacremoses:{sacremoses.__version__}|"
+    )
+    return prefix, [prepare(text) for text in hypotheses], [prepare(text) for text in references]
+
+
+def _check_texts(hypotheses: Sequence[str], references: Sequence[str]) -> None:
+    for name, texts in (("hypotheses", hypotheses), ("references", references)):
+        if isinstance(texts, str):
+            raise DataError(f"score: {name} is one string, expected a list of sentences; write [text]")
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise DataError(
+                    f"score: {name}[{position}] is {type(text).__name__}, expected a string; write '' for no text"
+                )
+    if len(hypotheses) != len(references):
+        raise DataError(
+            f"score: {len(hypotheses)} hypotheses against {len(references)} references, expected as many of each;"
+            " line i of one must translate line i of the other"
+        )
+    if not hypotheses:
+        raise DataError("score: no sentences, expected at least one hypothesis with its reference")
+
+
+def _require(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise RegardError(f"scoring translations needs the package {package}: pip install {package}") from error

@@ -1,0 +1,166 @@
+"""A trained translation model: loaded by path, asked for translations, written as a model directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
+from regard.attention.observation import Observe
+from regard.data.batches import TokenBudget, cut
+from regard.decoding.options import DecodingOptions
+from regard.decoding.search import decode
+from regard.errors import DataError, ModelFileError
+from regard.inputs.sentences import split_long
+from regard.inputs.text import Encoded, Tokenizer
+from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from regard.tasks import model_directory
+from regard.tasks.recipe import plain, validated
+from regard.tasks.translate.result import Translation, joined, translation_of
+from regard.training.averaging import load_weights, weights_of
+
+
+@dataclass(frozen=True)
+class TranslatorConfig:
+    """What a model directory says beside the model itself."""
+
+    source_language: str
+    target_language: str
+    model: EncoderDecoderConfig
+    decoding: DecodingOptions
+    # The longest source that training saw, in tokens; a longer text is translated sentence by sentence.
+    longest_source: int
+    training: dict[str, Any]  # where the model comes from: recipe, data hash, scores; for people and for `evaluate`
+
+
+class Translator:
+    """model: in evaluation mode, on the device and in the dtype that it computes in."""
+
+    def __init__(self, model: EncoderDecoder, source: Tokenizer, target: Tokenizer, config: TranslatorConfig) -> None:
+        self.model = model.eval()
+        self.source_tokenizer = source
+        self.target_tokenizer = target
+        self.config = config
+
+    @classmethod
+    def load(
+        cls, directory: model_directory.ModelDirectory, device: torch.device | str, dtype: torch.dtype
+    ) -> Translator:
+        """The model that `save` wrote. Raises: ModelFileError when the files do not fit each other."""
+        about = {field.name: directory.config.get(field.name) for field in dataclasses.fields(TranslatorConfig)}
+        config = validated(TranslatorConfig, about, str(directory.path / model_directory.CONFIG))
+        try:
+            source, target = (
+                Tokenizer.from_json(directory.texts[directory.config["tokenizers"][side]], name=side)
+                for side in ("source", "target")
+            )
+        except (KeyError, TypeError):
+            raise ModelFileError(f"{directory.path}: a tokenizer is missing; copy the model directory again") from None
+        model = EncoderDecoder(len(source), len(target), config.model)
+        wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        found = {name: tuple(tensor.shape) for name, tensor in directory.weights.items()}
+        if wanted != found:
+            wrong = sorted({name for name in wanted | found if wanted.get(name) != found.get(name)})
+            raise ModelFileError(
+                f"{directory.path}: {len(wrong)} weights do not fit the configuration, e.g. {wrong[0]} "
+                f"({found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}); copy the directory again"
+            )
+        load_weights(model, directory.weights)
+        return cls(model.to(device=device, dtype=dtype), source, target, config)
+
+    def save(self, folder: Path, card: str = "") -> None:
+        """Writes a model directory. card: the text of its README.md."""
+        joint = self.source_tokenizer == self.target_tokenizer
+        names = {"source": "tokenizer.json" if joint else "tokenizer.source.json"}
+        names["target"] = names["source"] if joint else "tokenizer.target.json"
+        texts = {names["source"]: self.source_tokenizer.to_json(), names["target"]: self.target_tokenizer.to_json()}
+        if card:
+            texts["README.md"] = card
+        weights = weights_of(self.model)
+        config = {**json.loads(json.dumps(plain(self.config))), "tokenizers": names}
+        model_directory.write(folder, task="translate", config=config, weights=weights, texts=texts)
+
+    def translate(
+        self,
+        texts: Sequence[str],
+        options: DecodingOptions | None = None,
+        *,
+        attention: bool = True,
+        split: bool = True,
+        batch_tokens: int = 4096,
+        **changes: Any,
+    ) -> list[Translation]:
+        """Translates each text; the result has the same order.
+
+        options: how to search; the model's own recipe unless given. changes: single fields of it, as in beam_size=1.
+        attention: also return what was attended to. split: translate a text that is longer than any in training sentence by
+        sentence. batch_tokens: padded source tokens decoded at once, times the beam.
+
+        An empty text has an empty translation. Raises: ConfigError for options that cannot work; DataError for something
+        that is not text.
+        """
+        options = dataclasses.replace(options or self.config.decoding, **changes)
+        options.check()
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")
+        pieces: list[tuple[int, int, str]] = []  # (which text, where in it, the piece)
+        for index, text in enumerate(texts):
+            limit = self.config.longest_source if split else None
+            pieces += [(index, begin, piece) for begin, piece in split_long(text, self._count, limit)]
+        encoded = self.source_tokenizer.encode([piece for _, _, piece in pieces])
+        done = self._translate_pieces([piece for _, _, piece in pieces], encoded, options, attention, batch_tokens)
+        results = []
+        for index, text in enumerate(texts):
+            mine = [(begin, result) for (owner, begin, _), result in zip(pieces, done, strict=True) if owner == index]
+            if mine:
+                results.append(joined(text, [result for _, result in mine], [begin for begin, _ in mine]))
+            else:
+                results.append(Translation(text, "", 0.0, (), None))
+        return results
+
+    def _count(self, text: str) -> int:
+        return len(self.source_tokenizer.encode_ids([text])[0]) + 1
+
+    def _translate_pieces(
+        self, texts: list[str], encoded: list[Encoded], options: DecodingOptions, attention: bool, batch_tokens: int
+    ) -> list[Translation]:
+        lengths = np.array([len(one.ids) + 1 for one in encoded], dtype=np.int64)
+        if not len(lengths):
+            return []
+        order = np.argsort(lengths, kind="stable")
+        budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
+        results: list[Translation | None] = [None] * len(texts)
+        for rows in np.split(order, cut(lengths[order], budget)[:-1]):
+            batch = self._decode([encoded[row].ids for row in rows], rows, options, attention)
+            for row, hypotheses in zip(rows, batch, strict=True):
+                results[row] = translation_of(texts[row], encoded[row], hypotheses, self.target_tokenizer)
+        assert all(result is not None for result in results), "every piece stands in one batch"
+        return [result for result in results if result is not None]
+
+    @torch.no_grad()
+    def _decode(
+        self, ids: list[list[int]], numbers: np.ndarray, options: DecodingOptions, attention: bool
+    ) -> list[list[Any]]:
+        device = next(self.model.parameters()).device
+        lengths = torch.tensor([len(one) + 1 for one in ids])
+        source = torch.full((len(ids), int(lengths.max())), Tokenizer.PAD)
+        for row, one in enumerate(ids):
+            source[row, : len(one) + 1] = torch.tensor([*one, Tokenizer.EOS])
+        memories, _ = self.model.encode(source.to(device), lengths.to(device))
+        return decode(
+            self.model.decoder,
+            memories,
+            options,
+            bos=Tokenizer.BOS,
+            eos=Tokenizer.EOS,
+            max_lengths=options.max_lengths(lengths).to(device),
+            observe=Observe(rows="all") if attention else None,
+            sentence_numbers=torch.from_numpy(numbers).to(device),
+        )

@@ -1,0 +1,84 @@
+"""Every choice of a training run, one field each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from regard.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate over the steps: a linear warm-up to the peak, then a descent."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    # "inverse-sqrt": peak * sqrt(warmup / step), Vaswani et al. 2017, sec. 5.3. "cosine": half a cosine from the peak to
+    # `floor` at the last step, Loshchilov and Hutter 2017, eq. 5. "constant": the peak.
+    kind: Literal["inverse-sqrt", "cosine", "constant"] = "inverse-sqrt"
+    peak: float = 1e-3  # the highest learning rate
+    warmup_steps: int = 1000
+    floor: float = 0.0  # share of the peak at which a cosine ends
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    beta1: float = 0.9
+    beta2: float = 0.98  # Vaswani et al. 2017, sec. 5.3
+    eps: float = 1e-9
+    weight_decay: float = 0.0  # on matrices; vectors (norms, biases) never decay
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    max_steps: int  # optimiser updates
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    label_smoothing: float = 0.1
+    clip_norm: float | None = 1.0  # largest norm of the gradient; null: never clipped
+    accumulate: int = 1  # batches a step, as if they were one
+    # "auto": bfloat16 products where the processor has them, else float32.
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    # The weights that are validated and kept are an exponential moving average with this decay (Polyak and Juditsky 1992);
+    # null: the trained weights themselves.
+    ema_decay: float | None = None
+    validate_every: int = 1000  # steps
+    checkpoint_every: int = 500  # steps
+    # How many checkpoints are kept, and averaged at the end when `final` asks for it (Vaswani et al. 2017, sec. 6.1).
+    keep_checkpoints: int = 5
+    # What becomes of the run: each candidate is validated once more and the best is kept. "best": of all validations.
+    # "last": the last step. "average": the mean of the kept checkpoints.
+    final: tuple[Literal["best", "last", "average"], ...] = ("best", "average")
+    patience: int | None = None  # stop after this many validations in a row without a better one; null: never
+    log_every: int = 50  # steps
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("max_steps", "accumulate", "validate_every", "checkpoint_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, expected 1 or more")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            problems.append(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            problems.append(f"ema_decay is {self.ema_decay}, expected between 0 and 1, or null")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            problems.append(f"clip_norm is {self.clip_norm}, expected above 0, or null")
+        if self.patience is not None and self.patience < 1:
+            problems.append(f"patience is {self.patience}, expected 1 or more, or null")
+        if not self.final:
+            problems.append("final is empty, expected some of best, last, average")
+        if self.schedule.peak <= 0:
+            problems.append(f"schedule.peak is {self.schedule.peak}, expected above 0")
+        if self.schedule.warmup_steps < 0:
+            problems.append(f"schedule.warmup_steps is {self.schedule.warmup_steps}, expected 0 or more")
+        if problems:
+            raise ConfigError("training: " + "; ".join(problems))

@@ -1,0 +1,272 @@
+"""Batches: pure functions of their position, within the budget, every sentence once, little padding."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regard.data.batches import Batch, BatchStream, Position, Sequences, TokenBudget, cut, eval_batches, load
+from regard.data.corpus import Corpus, prepare
+from regard.data.readers import DataSpec, read
+from regard.errors import ConfigError, DataError
+from regard.inputs.text import Tokenizer, TokenizerConfig
+
+CorpusOf = Callable[..., Corpus]
+
+
+class _Lengths:
+    """Stands for a corpus where only lengths matter."""
+
+    folder = Path("made")
+
+    def __init__(self, **lengths: np.ndarray) -> None:
+        self._lengths = {role: np.asarray(values, dtype=np.int32) for role, values in lengths.items()}
+        self.roles = tuple(lengths)
+
+    def __len__(self) -> int:
+        return len(self._lengths[self.roles[0]])
+
+    def lengths(self, role: str) -> np.ndarray:
+        return self._lengths[role]
+
+
+def _stream(source: list[int], target: list[int], budget: TokenBudget, **options: int) -> BatchStream:
+    return BatchStream(_Lengths(source=source, target=target), budget, **{"seed": 5, **options})  # type: ignore[arg-type]
+
+
+pairs = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=7, max_size=120)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    pairs=pairs,
+    tokens=st.integers(40, 300),
+    most=st.none() | st.integers(1, 9),
+    multiple=st.integers(1, 8),
+    noise=st.sampled_from([0.0, 0.3]),
+    world=st.integers(1, 7),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 10**6),
+)
+def test_every_sentence_once_within_the_budget_on_any_number_of_ranks(
+    pairs: list[tuple[int, int]],
+    tokens: int,
+    most: int | None,
+    multiple: int,
+    noise: float,
+    world: int,
+    seed: int,
+    epoch: int,
+) -> None:
+    source, target = (list(values) for values in zip(*pairs, strict=True))
+    budget = TokenBudget(tokens, most, multiple, noise)
+    ranks = [_stream(source, target, budget, seed=seed, rank=rank, world_size=world) for rank in range(world)]
+    batches = [stream.batches(epoch) for stream in ranks]
+    assert len({len(of_rank) for of_rank in batches}) == 1
+    assert len(batches[0]) == ranks[0].num_batches(epoch)
+    together = [batch for of_rank in batches for batch in of_rank]
+    seen = sorted(np.concatenate(together).tolist())
+    if max(len(batch) for batch in together) == 1 and len(pairs) % world:
+        assert len(seen) == len(set(seen)) == len(pairs) - len(pairs) % world
+    else:
+        assert seen == list(range(len(pairs)))
+    longest = np.maximum(source, target)
+    for batch in together:
+        assert len(batch) >= 1
+        assert len(batch) * longest[batch].max() <= tokens
+        assert most is None or len(batch) <= most
+
+
+@settings(max_examples=25, deadline=None)
+@given(pairs=pairs, start=st.tuples(st.integers(0, 2), st.integers(0, 99)), world=st.integers(1, 3))
+def test_a_fresh_stream_from_any_position_is_the_same_suffix(
+    pairs: list[tuple[int, int]], start: tuple[int, int], world: int
+) -> None:
+    source, target = (list(values) for values in zip(*pairs, strict=True))
+    budget = TokenBudget(90)
+
+    def fresh() -> BatchStream:
+        return _stream(source, target, budget, rank=world - 1, world_size=world)
+
+    def walk(stream: BatchStream, position: Position, steps: int) -> list[tuple[Position, list[int]]]:
+        found = []
+        for _ in range(steps):
+            found.append((position, stream.batches(position.epoch)[position.index].tolist()))
+            position = stream.after(position)
+        return found
+
+    whole = walk(fresh(), Position(), sum(fresh().num_batches(epoch) for epoch in range(4)))
+    begin = Position(start[0], start[1] % fresh().num_batches(start[0]))
+    suffix = [place for place, _ in whole].index(begin)
+    assert walk(fresh(), begin, len(whole) - suffix) == whole[suffix:]
+    assert [position.epoch for position, _ in whole] == sorted(position.epoch for position, _ in whole)
+
+
+def test_iteration_resumes_exactly(corpus_of: CorpusOf) -> None:
+    lengths = [3 + n % 13 for n in range(101)]
+    corpus = corpus_of(source=lengths, target=lengths[::-1])
+
+    def stream(seed: int = 1) -> BatchStream:
+        return BatchStream(corpus, TokenBudget(60), seed=seed)
+
+    whole = list(itertools.islice(stream().iterate(), 40))
+    assert whole[-1][0].epoch >= 1, "the walk must cross an epoch"
+    for begin in (0, 7, 31):
+        resumed = itertools.islice(stream().iterate(whole[begin][0]), 40 - begin)
+        for (position, batch), (expected_position, expected) in zip(resumed, whole[begin:], strict=True):
+            assert position == expected_position
+            assert np.array_equal(batch.indices, expected.indices)
+            assert torch.equal(batch.target.ids, expected.target.ids)
+    other = list(itertools.islice(stream(seed=2).iterate(), 40))
+    assert any(not np.array_equal(a.indices, b.indices) for (_, a), (_, b) in zip(whole, other, strict=True))
+
+
+def test_going_back_to_an_earlier_epoch_gives_it_again() -> None:
+    stream = _stream([5] * 40, [5] * 40, TokenBudget(25))
+    first = [batch.tolist() for batch in stream.batches(0)]
+    stream.batches(1)
+    assert [batch.tolist() for batch in stream.batches(0)] == first
+
+
+def _compositions(stream: BatchStream, epoch: int) -> set[frozenset[int]]:
+    return {frozenset(batch.tolist()) for batch in stream.batches(epoch)}
+
+
+@pytest.mark.parametrize("lengths", [[9] * 211, list(range(3, 214))], ids=["all alike", "all distinct"])
+def test_each_epoch_has_other_batches_in_another_order(lengths: list[int]) -> None:
+    stream = _stream(lengths, lengths, TokenBudget(433))
+    epochs = [_compositions(stream, epoch) for epoch in range(5)]
+    for one, two in itertools.combinations(epochs, 2):
+        assert len(one & two) < len(one) / 2
+    first, second = ([int(batch.max()) for batch in stream.batches(epoch)] for epoch in range(2))
+    assert first != sorted(first)
+    assert first != second
+
+
+def test_the_batch_holds_the_corpus_rows(corpus_of: CorpusOf) -> None:
+    corpus = corpus_of(source=[7, 3, 5], target=[4, 11, 6])
+    batch = load(corpus, np.array([2, 0]))
+    assert batch.source.ids.shape == (2, 7)
+    assert batch.target.ids.shape == (2, 6)
+    assert batch.source.ids.dtype == batch.source.lengths.dtype == torch.int64
+    assert batch.source.lengths.tolist() == [5, 7]
+    for row, index in enumerate([2, 0]):
+        target = corpus["target", index].tolist()
+        padding = [Tokenizer.PAD] * (6 - len(target))
+        assert batch.target_outputs[row].tolist() == target + padding
+        assert batch.target_inputs[row].tolist() == [Tokenizer.BOS, *target[:-1], *padding]
+    assert batch.num_source_tokens == 12
+    assert batch.num_target_tokens == 10
+    assert batch.padding_share == pytest.approx(1 - 22 / (14 + 12))
+    assert batch.source.padding_share == pytest.approx(1 - 12 / 14)
+    assert len(batch) == 2
+    moved = batch.to("cpu")
+    assert torch.equal(moved["source"].ids, batch["source"].ids)
+
+
+def test_shifting_leaves_the_ids_alone() -> None:
+    ids = torch.tensor([[11, 13, 2], [17, 2, 0]])
+    sequences = Sequences(ids, torch.tensor([3, 2]))
+    assert sequences.shifted().tolist() == [[1, 11, 13], [1, 17, 0]]
+    assert ids.tolist() == [[11, 13, 2], [17, 2, 0]]
+
+
+def test_a_batch_of_one_role(corpus_of: CorpusOf) -> None:
+    corpus = corpus_of(target=[3, 5, 4, 9])
+    stream = BatchStream(corpus, TokenBudget(12), seed=3)
+    seen: list[int] = []
+    for batch in (stream.at(Position(0, index)) for index in range(stream.num_batches(0))):
+        assert set(batch.roles) == {"target"}
+        seen += batch.indices.tolist()
+    assert sorted(seen) == [0, 1, 2, 3]
+    assert isinstance(batch, Batch)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60), tokens=st.integers(30, 150))
+def test_cut_is_greedy(lengths: list[int], tokens: int) -> None:
+    """Against the plain loop over sentences."""
+    expected, count, longest = [], 0, 0
+    for place, length in enumerate(lengths):
+        if count and (count + 1) * max(longest, length) > tokens:
+            expected.append(place)
+            count, longest = 0, 0
+        count, longest = count + 1, max(longest, length)
+    assert cut(np.array(lengths), TokenBudget(tokens)).tolist() == [*expected, len(lengths)]
+
+
+def test_multiples_are_kept_where_the_batch_has_as_many() -> None:
+    ends = cut(np.full(61, 5), TokenBudget(58, batch_multiple=4))
+    sizes = np.diff(ends, prepend=0)
+    assert sizes.tolist() == [8] * 7 + [5]
+    assert np.diff(cut(np.full(7, 5), TokenBudget(15, batch_multiple=4)), prepend=0).tolist() == [3, 3, 1]
+
+
+def test_multi30k_is_padded_little(tmp_path: Path, shared_data: Path) -> None:
+    folder = shared_data / "multi30k"
+    spec = DataSpec({"source": str(folder / "train.en"), "target": str(folder / "train.de")})
+    texts = (text for record in read(spec) for text in record.fields.values())
+    tokenizer = Tokenizer.train(texts, TokenizerConfig("bpe", 10_000))
+    corpus = prepare(read(spec), {"source": tokenizer, "target": tokenizer}, tmp_path / "c")
+    stream = BatchStream(corpus, TokenBudget(4096), seed=1)
+    for epoch in range(2):
+        shares = stream.padding_share(epoch)
+        assert max(shares.values()) < 0.10, shares
+    batches = [stream.at(Position(0, index)) for index in range(stream.num_batches(0))]
+    measured = 1 - sum(b.num_source_tokens for b in batches) / sum(b.source.ids.numel() for b in batches)
+    assert measured == pytest.approx(stream.padding_share(0)["source"])
+
+
+def test_a_million_sentences_are_cut_in_seconds() -> None:
+    chance = np.random.default_rng(7)
+    source = np.minimum(chance.poisson(20, 1_000_003) + 2, 200)
+    target = np.minimum(source + chance.poisson(5, len(source)), 220)
+    stream = BatchStream(_Lengths(source=source, target=target), TokenBudget(4096), seed=1)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    stream.batches(0)
+    assert time.perf_counter() - start < 8  # half a second on an idle core
+    assert max(stream.padding_share(0).values()) < 0.1
+
+
+def test_evaluation_goes_by_length_and_is_the_same_each_time(corpus_of: CorpusOf) -> None:
+    lengths = [3 + 7 * n % 31 for n in range(53)]
+    corpus = corpus_of(source=lengths, target=lengths)
+    batches = list(eval_batches(corpus, 97))
+    order = np.concatenate([batch.indices for batch in batches])
+    assert sorted(order.tolist()) == list(range(53))
+    assert np.array_equal(order, np.argsort(lengths, kind="stable"))
+    again = np.concatenate([batch.indices for batch in eval_batches(corpus, 97)])
+    assert np.array_equal(order, again)
+    assert all(batch.source.ids.numel() <= 97 for batch in batches)
+    assert max(len(batch) for batch in eval_batches(corpus, 97, roles=["source"], max_sentences=3)) == 3
+
+
+def test_mistakes_are_named(corpus_of: CorpusOf) -> None:
+    corpus = corpus_of(source=[5, 31, 7], target=[3, 3, 3])
+    with pytest.raises(
+        DataError, match=r"1 sentences exceed batch_tokens 30 .*record 1 has 31 tokens.*raise batch_tok"
+    ):
+        BatchStream(corpus, TokenBudget(30), seed=1)
+    with pytest.raises(DataError, match="exceed batch_tokens 30"):
+        list(eval_batches(corpus, 30))
+    with pytest.raises(DataError, match="3 sentences for 5 ranks"):
+        BatchStream(corpus, TokenBudget(31), seed=1, world_size=5)
+    with pytest.raises(ConfigError, match="rank is 2 of a world of 2"):
+        BatchStream(corpus, TokenBudget(31), seed=1, rank=2, world_size=2)
+    with pytest.raises(ConfigError, match="seed is -1"):
+        BatchStream(corpus, TokenBudget(31), seed=-1)
+    with pytest.raises(
+        ConfigError, match=r"batch_tokens is 0.*; max_sentences is 0.*; batch_multiple is 0.*length_noise"
+    ):
+        TokenBudget(0, 0, 0, 2.0)
+    stream = BatchStream(corpus, TokenBudget(31), seed=1)
+    with pytest.raises(IndexError, match="step 99 of epoch 0"):
+        stream.at(Position(0, 99))
