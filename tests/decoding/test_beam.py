@@ -172,7 +172,8 @@ def test_attention_follows_the_winner_through_the_beam() -> None:
             forced = force(decoder, given, tokens, bos=BOS, observe=Observe(rows="all"))
             expected = forced.attention["decoder.cross"].rows
             seen = hypothesis.attention["decoder.cross"]
-            assert expected is not None and seen.shape == (2, len(hypothesis.tokens), int(given["source"].lengths[0]))
+            assert expected is not None
+            assert seen.shape == (2, len(hypothesis.tokens), int(given["source"].lengths[0]))
             torch.testing.assert_close(seen, expected[0], rtol=0, atol=1e-12)
             assert forced.token_log_probs[0].tolist() == pytest.approx(hypothesis.token_log_probs, abs=1e-12)
             assert hypothesis.log_prob == pytest.approx(sum(hypothesis.token_log_probs))

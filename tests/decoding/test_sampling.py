@@ -76,7 +76,9 @@ def test_a_large_nucleus_is_found_as_a_small_one_is() -> None:
     wide, wide_ids = truncated(scores, 1.0, None, 0.93)
     assert wide.shape[1] == 601, "flat rows need more than the first look"
     narrow, narrow_ids = truncated(scores[3:4], 1.0, None, 0.93)
-    assert wide_ids is not None and narrow_ids is not None and narrow.shape[1] == draws.NUCLEUS
+    assert wide_ids is not None
+    assert narrow_ids is not None
+    assert narrow.shape[1] == draws.NUCLEUS
     torch.testing.assert_close(narrow[0], wide[3, : draws.NUCLEUS], rtol=0, atol=0)
     assert torch.equal(narrow_ids[0], wide_ids[3, : draws.NUCLEUS])
 
@@ -141,7 +143,8 @@ def test_the_hash_and_its_uniforms() -> None:
         assert int(scramble(torch.tensor([signed]))) % (1 << 64) == value
         state = (state + gamma) % (1 << 64)
     numbers = torch.stack([uniforms(scramble(torch.arange(997)), step) for step in range(11)])
-    assert float(numbers.min()) >= 0 and float(numbers.max()) < 1
+    assert float(numbers.min()) >= 0
+    assert float(numbers.max()) < 1
     counts = torch.histc(numbers, 7, 0, 1).double()
     assert chi_square(counts, torch.full((7,), 1 / 7).double()) < CHI_SQUARE_6
 

@@ -41,7 +41,8 @@ def test_no_ngram_comes_twice(options: DecodingOptions, size: int) -> None:
         plain = tokens_of(decoder, options)
         would += sum(repeats(tokens, size) for group in plain for tokens in group)
         for group in tokens_of(decoder, options, NoRepeatNGram(size)):
-            assert group and not any(repeats(tokens, size) for tokens in group)
+            assert group
+            assert not any(repeats(tokens, size) for tokens in group)
     assert would, "without the scorer nothing repeated, so that this test would notice nothing"
 
 
@@ -92,7 +93,8 @@ def test_forced_end_finishes_everything(options: DecodingOptions) -> None:
     found = tokens_of(decoder, options, ForcedEnd(caps, EOS), max_lengths=caps)
     for group, cap in zip(found, caps.tolist(), strict=True):
         for tokens in group:
-            assert len(tokens) <= cap and tokens[-1] == EOS
+            assert len(tokens) <= cap
+            assert tokens[-1] == EOS
 
 
 class OtherModel:

@@ -39,7 +39,8 @@ def test_no_output_exceeds_its_limit(options: DecodingOptions) -> None:
     for group, cap in zip(found, [3, 11, 1], strict=True):
         assert len(group) == options.num_best
         for hypothesis in group:
-            assert len(hypothesis.tokens) == cap and not hypothesis.finished
+            assert len(hypothesis.tokens) == cap
+            assert not hypothesis.finished
     found = decode(endless(), memories([3, 2], seed=1), options, bos=BOS, eos=EOS, max_lengths=2)
     assert {len(hypothesis.tokens) for group in found for hypothesis in group} == {2}
 
@@ -63,7 +64,8 @@ def test_a_prefix_is_read_in_one_step_and_is_no_part_of_the_output(options: Deco
             torch.testing.assert_close(hypothesis.attention["decoder.cross"], rows[0, :, -length:])
     table = TableDecoder.random(7, 3)
     decode(table, source, options, bos=BOS, eos=EOS, prefix=prefix.clamp(max=6))
-    assert table.tokens_advanced[0] == 4 and set(table.tokens_advanced[1:]) <= {1}
+    assert table.tokens_advanced[0] == 4
+    assert set(table.tokens_advanced[1:]) <= {1}
 
 
 @each_way
@@ -100,7 +102,8 @@ def test_force_pads_and_carries_gradient() -> None:
     torch.testing.assert_close(short.token_log_probs[0], forced.token_log_probs[1, :2])
     torch.testing.assert_close(forced.log_prob, forced.token_log_probs.sum(1))
     forced.log_prob.sum().backward()
-    assert decoder.out.grad is not None and bool(decoder.out.grad.any())
+    assert decoder.out.grad is not None
+    assert bool(decoder.out.grad.any())
 
 
 class Copying:

@@ -1,0 +1,58 @@
+"""`regard evaluate`: scores with signatures and intervals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regard.errors import ConfigError
+
+SCORINGS = ("sacrebleu", "moses-lowercase")
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data to score on: a file, SOURCE,TARGET text files, or a YAML mapping; the recipe's test set."),
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option(help="sacrebleu, or moses-lowercase: normalised, lowercased, tokenised on both sides.")
+    ] = "sacrebleu",
+    beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; the recipe's unless given.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the translations here, a line each.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+) -> None:
+    """Translate a test set and print BLEU and chrF with sacreBLEU's signatures and bootstrap intervals."""
+    if scoring not in SCORINGS:
+        raise ConfigError(f"--scoring {scoring}: expected one of {', '.join(SCORINGS)}")
+    from regard.tasks.load import load
+    from regard.tasks.run_directory import write_text
+    from regard.tasks.translate.evaluation import evaluate as evaluate_translation
+    from regard.tasks.translate.evaluation_data import evaluation_pairs
+    from regard.tasks.translate.translator import Translator
+
+    translator = load(model, device=device, dtype=dtype)
+    if not isinstance(translator, Translator):
+        raise ConfigError(f"{model}: not a translation model")
+    pairs = evaluation_pairs(translator, data)
+    options = translator.config.decoding
+    if beam_size is not None:
+        options = replace(options, beam_size=beam_size)
+    [found] = evaluate_translation(translator, pairs, [scoring], options=options)  # type: ignore[list-item]
+    if output is not None:
+        write_text(output, "".join(text.replace("\n", " ") + "\n" for text in found.outputs))
+    if as_json:
+        trivial = {metric.name: metric.value for metric in found.trivial.metrics}
+        typer.echo(json.dumps({**found.scores.to_json(), "untranslated_source": trivial}, ensure_ascii=False))
+        return
+    for line in found.scores.lines():
+        typer.echo(line)
+    trivial_line = ", ".join(f"{metric.name} {metric.value:.2f}" for metric in found.trivial.metrics)
+    typer.echo(f"the untranslated source, for comparison: {trivial_line}")

@@ -1,0 +1,96 @@
+"""`regard`: the commands, and what becomes of an error.
+
+A user's mistake is one line on standard error and exit status 2; an interrupted run ends with 130, as shells expect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from regard.cli import demo, evaluate, train, translate
+from regard.errors import Interrupted, RegardError
+
+app = typer.Typer(
+    name="regard",
+    help="Train, run and look inside attention models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("translate")(translate.translate)
+app.command("evaluate")(evaluate.evaluate)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"regard {version('regard')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train, run and look inside attention models."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line; ends the process with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs the command line and returns the exit status: 0, 1 (a defect of ours), 2 (a mistake), 130 (interrupted)."""
+    # Libraries warn about themselves; what concerns the user is said by regard in words of its own.
+    warnings.filterwarnings("ignore")
+    try:
+        status = app(arguments, standalone_mode=False)
+    except typer.Abort:
+        return 130
+    except Interrupted as stopped:
+        typer.echo(f"regard: {stopped}", err=True)
+        return 130
+    except RegardError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"regard: error: {line}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("regard: interrupted", err=True)
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        usage = _usage_error(error)
+        if usage is None:
+            raise
+        typer.echo(f"regard: error: {usage}", err=True)
+        return 2
+    return status if isinstance(status, int) else 0
+
+
+def _usage_error(error: Exception) -> str | None:
+    """The message of a mistake in the command's own words (unknown option, missing argument), or None."""
+    # Typer carries its own copy of click, so the kind of error is known by what it offers, not by its class.
+    describe = getattr(error, "format_message", None)
+    if describe is None:
+        return None
+    context = getattr(error, "ctx", None)
+    command = getattr(context, "command_path", "regard")
+    return f"{describe().rstrip('.')}; see `{command} --help`"
+
+
+if __name__ == "__main__":
+    main()

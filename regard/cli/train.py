@@ -1,0 +1,59 @@
+"""`regard train`: a recipe becomes a model; the same command again resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regard.cli.progress import TrainingProgress
+from regard.errors import ConfigError, suggestion
+
+TASKS = ("translate",)
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, see the recipes/ folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values in place of the recipe's.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Run directory; runs/<recipe's name> unless given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the scores.")] = False,
+) -> None:
+    """Train a model from a recipe. The same command again resumes where the run was stopped or killed."""
+    from regard.tasks.recipe import read_yaml, validated, with_overrides
+
+    values = with_overrides(read_yaml(recipe), overrides or [])
+    task = values.get("task")
+    if task not in TASKS:
+        hint = suggestion(str(task), TASKS) or f"; known: {', '.join(TASKS)}"
+        raise ConfigError(f"{recipe}: key `task` is {task!r}{hint}")
+    from regard.tasks.translate.recipe import TranslateRecipe
+    from regard.tasks.translate.training import train as train_translation
+
+    checked = validated(TranslateRecipe, values, str(recipe))
+    folder = run or Path("runs") / recipe.stem
+    with TrainingProgress() as watcher:
+        result = train_translation(checked, folder, origin=str(recipe), watcher=watcher)
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        for line in summary(result, folder):
+            typer.echo(line)
+
+
+def summary(result: dict[str, Any], folder: Path) -> list[str]:
+    """What a finished run came to, as lines."""
+    validation = result["validation"]
+    lines = [
+        f"{result['steps']:,} steps, {result['parameters']:,} parameters; kept: {validation['chosen']} "
+        f"(validation {max(validation['candidates'].values()):.4g})"
+    ]
+    for scores in result["test"]:
+        for name, metric in scores["metrics"].items():
+            low, high = metric["interval"]
+            lines.append(f"test {scores['scoring']} {name} {metric['value']:.2f} [{low:.2f}, {high:.2f}]  {metric['signature']}")
+    lines.append(f"model: {folder / 'model'}")
+    return lines
