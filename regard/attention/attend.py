@@ -1,7 +1,7 @@
 """Steps 3 to 5 in one function: score, normalise, sum.
 
-`attend` picks the fastest backend that computes exactly what was asked; `explain_backend` says which one and why not the
-others. A backend is a pair of functions, `refuses` (the reason why it cannot serve a call, or None) and `run`; the
+`attend` picks the fastest backend that computes exactly what was asked; `explain_backend` says which one and why not
+the others. A backend is a pair of functions, `refuses` (the reason why it cannot serve a call, or None) and `run`; the
 reference serves everything and stands last.
 """
 
@@ -66,22 +66,28 @@ class Backend(Protocol):
 
 
 class Reference:
-    """Materialises the scores; any dtype up to float64, every score, distribution, mask and statistic."""
+    """Materialises the scores; any dtype up to float64, every score, distribution, mask and statistic.
+
+    It is the oracle of the others: everything between the inputs and the output is float32 at least, autocast or not.
+    """
 
     def refuses(self, call: Call) -> str | None:
         return None
 
     def run(self, call: Call) -> Attended:
-        key = call.key.repeat_interleave(call.group, dim=1) if call.group > 1 else call.key
-        value = call.value.repeat_interleave(call.group, dim=1) if call.group > 1 else call.value
-        scores = call.score.similarity(call.query, key)
-        allowed = None if call.mask is None else call.mask.dense(call.query_len, call.key_len, call.query.device)
-        weights, logsumexp = call.distribution.weights(scores, allowed)
-        observation = Observation()
-        if call.observe:
-            observation = observe_materialised(call.observe, scores, weights, logsumexp, allowed)
-        dropped = F.dropout(weights, call.dropout) if call.dropout > 0 else weights
-        return Attended(dropped.to(value.dtype) @ value, observation)
+        dtype = torch.promote_types(call.query.dtype, torch.float32)
+        with torch.autocast(call.query.device.type, enabled=False):
+            query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
+            if call.group > 1:
+                key, value = (kept.repeat_interleave(call.group, dim=1) for kept in (key, value))
+            scores = call.score.similarity(query, key)
+            allowed = None if call.mask is None else call.mask.dense(call.query_len, call.key_len, query.device)
+            weights, logsumexp = call.distribution.weights(scores, allowed)
+            observation = Observation()
+            if call.observe:
+                observation = observe_materialised(call.observe, scores, weights, logsumexp, allowed)
+            dropped = F.dropout(weights, call.dropout) if call.dropout > 0 else weights
+            return Attended((dropped @ value).to(call.value.dtype), observation)
 
 
 class Fused:
@@ -92,46 +98,57 @@ class Fused:
             return "statistics were asked for, which it does not return"
         if not isinstance(call.distribution, Softmax):
             return f"it normalises by softmax, not by {type(call.distribution).__name__}"
-        if call.score.as_dot(call.query) is None:
+        if not call.score.is_dot:
             return f"it compares by products, not by {type(call.score).__name__}"
         if call.dropout > 0:
             return "dropout on the weights is served materialised"
-        if call.query.dtype == torch.float64:
-            return "float64 is served by the reference"
+        device = call.query.device.type
+        key_dim, value_dim = call.key.shape[-1], call.value.shape[-1]
+        if device == "cpu" and key_dim != value_dim:
+            return f"on a CPU it wants equal widths, not keys of {key_dim} and values of {value_dim}"
+        if device != "cpu" and call.query.dtype == torch.float64:
+            return "float64 is fused on a CPU only"
         return None
 
     def run(self, call: Call) -> Attended:
-        product = call.score.as_dot(call.query)
-        assert product is not None
-        query, scale = product
         mask = call.mask
-        # A single query at the end may attend to everything before it: the causal mask says nothing then.
-        if isinstance(mask, Causal) and call.query_len == 1:
-            mask = None
         causal = isinstance(mask, Causal) and call.query_len == call.key_len
-        allowed = None
-        if mask is not None and not causal:
-            # A batch of equal lengths needs no mask: asking first keeps torch on its fastest path.
-            begin = call.key_len - call.query_len
-            if mask.kind((begin, call.key_len), (0, call.key_len)) != "full":
-                allowed = mask.dense(call.query_len, call.key_len, query.device)
-        # Torch's CPU backward in bfloat16 is 4 to 5 times slower than in float32 on short rows: widen when training.
-        narrow = query.device.type == "cpu" and query.requires_grad and query.dtype == torch.bfloat16
-        dtype = torch.float32 if narrow else query.dtype
-        with torch.autocast(query.device.type, enabled=False):
+        allowed = empty = None
+        # A batch of equal lengths and a single last query need no mask: asking first keeps torch on its fastest path.
+        begin = call.key_len - call.query_len
+        if mask is not None and not causal and mask.kind((begin, call.key_len), (0, call.key_len)) != "full":
+            allowed = mask.dense(call.query_len, call.key_len, call.query.device)
+            # Torch's kernels differ in what an empty row yields, NaN included. Here it attends to everything and its
+            # output is set to 0, which makes its gradient exactly 0 too.
+            empty = ~allowed.any(dim=-1, keepdim=True)
+            allowed = allowed | empty
+        with torch.autocast(call.query.device.type, enabled=False):
+            query, scale = call.score.as_dot(call.query)
+            key, value = call.key, call.value
+            # Torch's CPU backward in bfloat16 is 4 to 5 times slower than in float32 on short rows: widen in training.
+            learns = torch.is_grad_enabled() and any(side.requires_grad for side in (query, key, value))
+            dtype = torch.float32 if learns and _is_cpu_bfloat16(query) else query.dtype
             output = F.scaled_dot_product_attention(
-                query.to(dtype),
-                call.key.to(dtype),
-                call.value.to(dtype),
-                allowed,
+                _rows_adjacent(query.to(dtype)),
+                _rows_adjacent(key.to(dtype)),
+                _rows_adjacent(value.to(dtype)),
+                attn_mask=allowed,
                 is_causal=causal,
                 scale=scale,
                 enable_gqa=call.group > 1,
             ).to(call.value.dtype)
-        if allowed is not None:
-            # Torch's kernels differ in what an empty row yields; regard's is 0.
-            output = output * allowed.any(dim=-1, keepdim=True).to(output.dtype)
+        if empty is not None:
+            output = output.masked_fill(empty, 0.0)
         return Attended(output, Observation())
+
+
+def _is_cpu_bfloat16(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16
+
+
+def _rows_adjacent(tensor: Tensor) -> Tensor:
+    """With the last axis contiguous: torch materialises the scores of anything else."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 BACKENDS: dict[BackendName, Backend] = {"fused": Fused(), "reference": Reference()}
@@ -152,7 +169,7 @@ def attend(
     """The sum of values, averaged under a distribution over scored keys.
 
     query: [batch, heads, query_len, head_dim]
-    key: [batch, kv_heads, key_len, head_dim]; kv_heads divides heads, and each key head serves heads/kv_heads query heads
+    key: [batch, kv_heads, key_len, head_dim]; kv_heads divides heads, each key head serves heads/kv_heads query heads
     value: [batch, kv_heads, key_len, value_dim]
     score: how queries and keys are compared; scaled dot product unless given.
     distribution: how scores are normalised; softmax unless given.
@@ -161,8 +178,9 @@ def attend(
     observe: statistics wanted of this call.
     backend: forces one by name instead of taking the fastest that can.
 
-    Edge cases: a query that may attend to nothing yields output 0, logsumexp -inf and entropy 0.
-    Numerics: softmax in float32 at least; the output has value's dtype.
+    Edge cases: a query that may attend to nothing yields output 0, logsumexp -inf and entropy 0; so does every query
+    where there are no keys, and every query that a causal mask puts before the first key.
+    Numerics: softmax in float32 at least, under autocast too; the output has value's dtype.
     Raises: ShapeError naming every mismatch; ConfigError when a forced backend cannot serve the call.
     Source: Vaswani et al. 2017, eq. 1.
     """
@@ -239,11 +257,15 @@ def _checked(
             problems.append(f"heads: {query.shape[1]} query heads are no multiple of {key.shape[1]} key heads")
         if key.shape[2] != value.shape[2]:
             problems.append(f"key_len: key {key.shape[2]}, value {value.shape[2]}")
-        problems += score.check(query.shape[3], key.shape[3])
+        problems += score.check(query.shape[3], key.shape[3], heads=query.shape[1])
         if mask is not None:
             problems += mask.check(query.shape[0], key.shape[2])
     if not query.dtype == key.dtype == value.dtype:
         problems.append(f"dtypes: query {query.dtype}, key {key.dtype}, value {value.dtype}")
+    elif not query.dtype.is_floating_point:
+        problems.append(f"dtypes: {query.dtype}, expected a floating point one")
+    if not query.device == key.device == value.device:
+        problems.append(f"devices: query {query.device}, key {key.device}, value {value.device}")
     if not 0.0 <= dropout < 1.0:
         problems.append(f"dropout is {dropout}, expected at least 0 and below 1")
     if problems:

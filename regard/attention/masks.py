@@ -1,12 +1,13 @@
 """Step 4, first half: which keys a query may attend to.
 
-A mask is a small object, not a tensor. It answers three questions: which pairs of a tile are `allowed`, of what `kind` a
-range of queries and keys is, and what `to_record` stores. Masks join with ``&`` and ``|``; a backend materialises only the
-tiles that it must.
+A mask is a small object, not a tensor. It answers three questions: which pairs of a tile are `allowed`, of what
+`kind` a range of queries and keys is, and what `to_record` stores. Masks join with ``&`` and ``|``; a backend
+materialises only the tiles that it must.
 
 Positions: both indices count on the *key* axis and the axes are aligned bottom-right, so that the last of `query_len`
-queries stands at the last key. Query row ``i`` therefore has ``query_index = key_len - query_len + i``, and a causal mask
-is ``key_index <= query_index`` whether the keys are cached or not.
+queries stands at the last key. Query row ``i`` therefore has ``query_index = key_len - query_len + i``, and a causal
+mask is ``key_index <= query_index`` whether the keys are cached or not. With more queries than keys the first queries
+stand before the first key, at negative positions, and a causal mask allows them nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from regard.errors import ShapeError
+from regard.errors import ConfigError, suggestion
 
+KNOWN = ("causal", "padding", "and", "or")  # the masks that a record may name
 Kind = Literal["empty", "full", "partial"]
 
 
@@ -80,8 +82,8 @@ class Causal(Mask):
 class Padding(Mask):
     """Only real keys: sequence b of the batch has `lengths[b]` of them, at the front.
 
-    lengths: [batch], integers. `shortest` (the least of them, known when the batch is made) lets a tile be called full
-    without reading the device.
+    lengths: [batch] or [1], integers. `shortest` (the least of them, known when the batch is made) lets a tile be
+    called full without reading the device; lengths on a CPU are simply read.
     """
 
     lengths: Tensor
@@ -91,15 +93,20 @@ class Padding(Mask):
         return (key_index[None, :] < self.lengths.to(key_index.device)[:, None])[:, None, None, :]
 
     def kind(self, query_range: tuple[int, int], key_range: tuple[int, int]) -> Kind:
-        return "full" if self.shortest is not None and key_range[1] <= self.shortest else "partial"
+        shortest = self.shortest
+        if shortest is None and self.lengths.device.type == "cpu" and self.lengths.numel():
+            shortest = int(self.lengths.min())
+        return "full" if shortest is not None and key_range[1] <= shortest else "partial"
 
     def to_record(self) -> dict[str, Any]:
-        return {"mask": "padding", "lengths": self.lengths}
+        return {"mask": "padding", "lengths": self.lengths, "shortest": self.shortest}
 
     def check(self, batch: int, key_len: int) -> list[str]:
         problems = []
         if self.lengths.ndim != 1 or self.lengths.shape[0] not in (1, batch):
             problems.append(f"Padding.lengths has shape {tuple(self.lengths.shape)}, expected ({batch},)")
+        if self.lengths.dtype.is_floating_point or self.lengths.dtype == torch.bool:
+            problems.append(f"Padding.lengths is {self.lengths.dtype}, expected integers")
         return problems
 
 
@@ -150,14 +157,15 @@ class Either(Mask):
 
 
 def mask_from_record(record: dict[str, Any]) -> Mask:
-    """The mask that `to_record` described."""
+    """The mask that `to_record` described. Raises: ConfigError when the description is of no known mask."""
     match record:
         case {"mask": "causal"}:
             return Causal()
         case {"mask": "padding", "lengths": lengths}:
-            return Padding(torch.as_tensor(lengths))
+            return Padding(torch.as_tensor(lengths), record.get("shortest"))
         case {"mask": "and", "first": first, "second": second}:
             return Both(mask_from_record(first), mask_from_record(second))
         case {"mask": "or", "first": first, "second": second}:
             return Either(mask_from_record(first), mask_from_record(second))
-    raise ShapeError(f"mask record {record.get('mask')!r} is not known; known: causal, padding, and, or")
+    name = str(record.get("mask"))
+    raise ConfigError(f"mask record: `{name}` is not known{suggestion(name, KNOWN)}; known: {', '.join(KNOWN)}")

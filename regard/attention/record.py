@@ -19,6 +19,7 @@ from regard.attention.observation import Observation
 from regard.errors import ConfigError, ModelFileError, ObservationError
 
 FORMAT_VERSION = 1
+WORD_MARKS = " \u2581\u0120"  # how SentencePiece and byte-level tokenizers show the space before a word
 Span = tuple[int, int]
 
 
@@ -73,7 +74,8 @@ class AttentionRecord:
             if weights is None:
                 raise ObservationError(f"layer `{name}` holds no rows; observe with rows='all'")
             if head is not None and not 0 <= head < weights.shape[1]:
-                raise ObservationError(f"layer `{name}` has heads 0 to {weights.shape[1] - 1}, head {head} was asked for")
+                last = weights.shape[1] - 1
+                raise ObservationError(f"layer `{name}` has heads 0 to {last}, head {head} was asked for")
             maps.append(weights[0].float().mean(0) if head is None else weights[0, head].float())
         if not maps:
             raise ObservationError("the record holds no layer; nothing was observed")
@@ -82,9 +84,9 @@ class AttentionRecord:
     def over_words(self, query_words: list[Span], key_words: list[Span]) -> AttentionRecord:
         """The same record with words in place of tokens.
 
-        query_words, key_words: character spans of the words in each axis' text. A token belongs to the word with which it
-        shares most characters; special tokens stay words of their own. The mass on a word's tokens is summed over keys
-        and averaged over queries, so that each row still sums to 1.
+        query_words, key_words: character spans of the words in each axis' text. A token belongs to the word with which
+        it shares most characters; special tokens stay words of their own. The mass on a word's tokens is summed over
+        keys and averaged over queries, so that each row still sums to 1.
         """
         if self.query is None or self.key is None:
             raise ObservationError("over_words: the record does not say what its axes are")
@@ -144,6 +146,10 @@ def _word_axis(axis: Axis, words: list[Span]) -> tuple[Axis, Tensor]:
         shared = [min(end, stop) - max(begin, start) for start, stop in words]
         best = max(range(len(words)), key=shared.__getitem__, default=-1)
         owner.append((best, -1) if best >= 0 and shared[best] > 0 else (-1, index))
+    for index in reversed(range(len(owner) - 1)):
+        # Subword tokenizers may set a word's mark apart ("▁", "O", "ctober"): it belongs to the word that follows.
+        if owner[index][0] < 0 and not axis.tokens[index].strip(WORD_MARKS):
+            owner[index] = owner[index + 1]
     order = list(dict.fromkeys(owner))
     members = torch.zeros(len(order), len(axis))
     for token, who in enumerate(owner):
@@ -190,7 +196,7 @@ def _read_safetensors(path: Path) -> AttentionRecord:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
         version = int(header.get("format_version", "0"))
         about = json.loads(header.get("axes", "{}"))
         axes = {

@@ -28,20 +28,34 @@ class EmbeddingConfig:
     dropout: float = 0.0
 
 
-def sinusoidal_positions(begin: int, end: int, model_dim: int, device: torch.device | None = None) -> Tensor:
-    """[end - begin, model_dim]: even channels sin, odd channels cos, wavelengths from 2 pi to 10,000 * 2 pi positions."""
-    if model_dim % 2:
-        raise ConfigError(f"embedding: sinusoidal positions want an even model_dim, not {model_dim}")
+def sinusoidal_positions(
+    begin: int, end: int, model_dim: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """[end - begin, model_dim]: even channels sin, odd channels cos, wavelengths from 2 pi to 10,000 * 2 pi positions.
+
+    Numerics: worked out in float64, given in `dtype`. Raises: ConfigError when model_dim is odd.
+    Source: Vaswani et al. 2017, sec. 3.5.
+    """
+    _check_even(model_dim)
     position = torch.arange(begin, end, dtype=torch.float64, device=device)[:, None]
     channel = torch.arange(0, model_dim, 2, dtype=torch.float64, device=device)
     angle = position * torch.exp(channel * (-math.log(10_000.0) / model_dim))
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(dtype)
+
+
+def _check_even(model_dim: int) -> None:
+    if model_dim % 2:
+        raise ConfigError(
+            f"embedding: sinusoidal positions want an even model_dim, not {model_dim}; change it or embedding.positions"
+        )
 
 
 class TextEmbedding(nn.Module):
     """Token vectors plus positions.
 
     vocab: number of tokens; padding: the id whose vector is never trained by its own lookup.
+
+    Raises: ConfigError for sinusoids of an odd width; ShapeError when a text outgrows the learned positions.
     """
 
     def __init__(self, vocab: int, model_dim: int, config: EmbeddingConfig, *, padding: int = 0) -> None:
@@ -53,13 +67,22 @@ class TextEmbedding(nn.Module):
         with torch.no_grad():
             self.tokens.weight[padding].zero_()
         self.scale = math.sqrt(model_dim) if config.scale_by_root else 1.0
+        if config.positions == "sinusoidal":
+            _check_even(model_dim)
         self.learned = None
         if config.positions == "learned":
             self.learned = nn.Embedding(config.max_positions, model_dim)
-            nn.init.normal_(self.learned.weight, std=0.02 if not config.scale_by_root else 1.0)
+            # As large as the token vectors they are added to.
+            nn.init.normal_(self.learned.weight, std=1.0 if config.scale_by_root else model_dim**-0.5)
         self.norm = nn.LayerNorm(model_dim) if config.norm else None
         self.dropout = Dropout(config.dropout)
         self._table = torch.empty(0)  # sinusoids so far; grown when a longer text comes
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The token vectors, [vocab, model_dim]: what a tied head or another embedding shares."""
+        assert isinstance(self.tokens.weight, nn.Parameter)
+        return self.tokens.weight
 
     def forward(self, ids: Tensor, begin: int = 0) -> Tensor:
         """ids [batch, length] at positions begin, begin + 1, ... -> [batch, length, model_dim]."""
@@ -82,6 +105,9 @@ class TextEmbedding(nn.Module):
                 )
             learned: Tensor = self.learned.weight[begin:end]
             return learned
-        if self._table.shape[0] < end or self._table.device != like.device:
-            self._table = sinusoidal_positions(0, max(end, 128), self.model_dim, like.device)
-        return self._table[begin:end].to(like.dtype)
+        table = self._table
+        if table.shape[0] < end or table.device != like.device or table.dtype != like.dtype:
+            # Doubling keeps a text that grows token by token from computing the table at every step.
+            length = max(end, 128, 2 * table.shape[0] if table.shape[0] < end else table.shape[0])
+            table = self._table = sinusoidal_positions(0, length, self.model_dim, like.device, like.dtype)
+        return table[begin:end]

@@ -1,54 +1,72 @@
-"""Long text becomes pieces that a model can take in one go, and knows where each piece stood."""
+"""Long text becomes pieces that a model can take in one go, and knows where each piece stood.
+
+Where sentences end is decided by `sentencex` (rules and abbreviations of some 300 languages); what to do with a
+sentence that is still too long is decided here.
+"""
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-# The end of a sentence: closing punctuation with any closing quotes or brackets, white space, and then something that can begin a
-# sentence. Full-width marks end one without white space.
-_END = re.compile(r"[.!?…]+[\"'”’»)\]]*\s+(?=[\"'“‘„«(\[]*[\w¿¡])(?![a-zà-öø-ÿа-я])|[。！？]+[」』”]*\s*|\n+")
-_CLAUSE = re.compile(r"[,;:–—]\s+")
+from regard.errors import RegardError
+
+# Where a sentence may be cut when it must: behind the mark that closes a clause (full-width marks stand without white
+# space).
+_CLAUSE = re.compile(r"[,;:–—]\s+|[，、；：]\s*")
 _SPACE = re.compile(r"\s+")
-# A full stop after these ends no sentence.
-_ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|cf|ca|bzw|Nr|Abb|Hr|Fr|Mme|Mlle|[A-Za-zÄÖÜäöü])|\b[A-Za-z]\.[A-Za-z])\.\s+$"
-)
+# White space of several bytes (U+0085, U+00A0, U+2028, ...) before a full stop makes sentencex 1.0 cut inside a
+# character.
+_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f]")
+
+Piece = tuple[int, str]  # (where it begins, in characters; the text from there)
 
 
-def sentences(text: str) -> list[tuple[int, str]]:
-    """(where it begins, sentence) of each sentence, outer white space left out."""
-    return list(_stripped(text, 0, [match.end() for match in _END.finditer(text) if not _abbreviates(text, match)]))
+def sentences(text: str, language: str = "en") -> list[Piece]:
+    """(where it begins, sentence) of each sentence, outer white space left out.
 
-
-def split_long(text: str, count: Callable[[str], int], limit: int | None) -> list[tuple[int, str]]:
-    """(where it begins, piece) of pieces whose `count` is at most `limit`, in order.
-
-    A text within the limit stays whole; else it is cut into sentences, and a sentence that is still too long at its clauses, then at
-    white space, into as few pieces as fit greedily. A single word over the limit stays as it is. White space alone gives no piece.
+    language: ISO 639-1 code; one that sentencex does not know is read by its general rules.
     """
-    stripped = text.strip()
-    if not stripped:
+    try:
+        library = importlib.import_module("sentencex")
+    except ModuleNotFoundError:
+        raise RegardError("splitting long text into sentences needs a package: pip install sentencex") from None
+    # One character for another: every place stays what it was.
+    found = library.get_sentence_boundaries(language, _WIDE_SPACE.sub(" ", text))
+    return list(_stripped(text, 0, (boundary["end_index"] for boundary in found)))
+
+
+def split_long(text: str, count: Callable[[str], int], limit: int | None, language: str = "en") -> list[Piece]:
+    """(where it begins, piece) of pieces whose `count` is at most `limit`, in order: text[begin:begin + len(piece)]
+    == piece.
+
+    A text within the limit stays whole, as does any with limit None; else it is cut into sentences, and a sentence
+    that is still too long at its clauses, then at white space, into as few pieces as fit greedily. A single word over
+    the limit stays as it is. White space alone gives no piece. language: of the text, as in `sentences`.
+    """
+    if not text.strip():
         return []
     if limit is None or count(text) <= limit:
         return [(0, text)]
-    pieces = []
-    for begin, sentence in sentences(text):
-        pieces += _fitting(begin, sentence, count, limit, [_CLAUSE, _SPACE])
-    return pieces
+    return [
+        piece
+        for begin, sentence in sentences(text, language)
+        for piece in _fitting(begin, sentence, count, limit, [_CLAUSE, _SPACE])
+    ]
 
 
 def _fitting(
     begin: int, text: str, count: Callable[[str], int], limit: int, cuts: list[re.Pattern[str]]
-) -> list[tuple[int, str]]:
+) -> list[Piece]:
+    """`text`, which stands at `begin`, cut at the first pattern, what is still too long at the next."""
     if not cuts or count(text) <= limit:
         return [(begin, text)]
     pattern, *finer = cuts
-    parts = list(_stripped(text, begin, [match.end() for match in pattern.finditer(text)]))
-    pieces: list[tuple[int, str]] = []
-    for place, part in parts:
+    pieces: list[Piece] = []
+    for place, part in _stripped(text, begin, (match.end() for match in pattern.finditer(text))):
         if pieces:
-            first, held = pieces[-1]
+            first = pieces[-1][0]
             longer = text[first - begin : place - begin + len(part)]
             if count(longer) <= limit:
                 pieces[-1] = (first, longer)
@@ -57,14 +75,11 @@ def _fitting(
     return [fit for place, piece in pieces for fit in _fitting(place, piece, count, limit, finer)]
 
 
-def _stripped(text: str, begin: int, ends: list[int]) -> Iterator[tuple[int, str]]:
+def _stripped(text: str, begin: int, ends: Iterable[int]) -> Iterator[Piece]:
+    """The parts of `text` between `ends`, without outer white space; `begin` is where the text itself stands."""
     start = 0
     for end in [*ends, len(text)]:
         piece = text[start:end]
         if piece.strip():
             yield begin + start + len(piece) - len(piece.lstrip()), piece.strip()
         start = end
-
-
-def _abbreviates(text: str, match: re.Match[str]) -> bool:
-    return match[0].startswith(".") and _ABBREVIATION.search(text[max(0, match.start() - 12) : match.end()]) is not None

@@ -1,4 +1,4 @@
-"""Step 2 of attention: vectors become queries, keys and values; around it the call of `attend` and the output projection."""
+"""Step 2 of attention: vectors become queries, keys and values; then the call of `attend` and the output projection."""
 
 from __future__ import annotations
 
@@ -22,19 +22,32 @@ class AttentionConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     heads: int
-    kv_heads: int | None = None  # fewer than `heads`: grouped-query (Ainslie et al. 2023); 1: multi-query (Shazeer 2019)
+    # Fewer than `heads`: grouped-query (Ainslie et al. 2023). 1: multi-query (Shazeer 2019). As many unless given.
+    kv_heads: int | None = None
     head_dim: int | None = None  # width of a head; model_dim / heads unless given
     bias: bool = True  # on all four projections
     dropout: float = 0.0  # on the attention weights; above 0 the weights are materialised in training
     rotary_base: float | None = None  # rotary positions on queries and keys of self-attention (Su et al. 2021)
 
     def head_width(self, model_dim: int) -> int:
-        """head_dim, given or derived. Raises: ConfigError when the numbers do not fit."""
-        if self.heads < 1 or (self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads)):
-            raise ConfigError(f"attention: heads {self.heads} is no multiple of kv_heads {self.kv_heads}; change either")
-        if self.head_dim is None and model_dim % self.heads:
-            raise ConfigError(f"attention: model_dim {model_dim} is no multiple of heads {self.heads}; set head_dim")
-        return self.head_dim or model_dim // self.heads
+        """head_dim, given or derived. Raises: ConfigError, naming every number that does not fit."""
+        problems = []
+        if self.heads < 1:
+            problems.append(f"heads is {self.heads}, expected at least 1")
+        elif self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            problems.append(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}; change either")
+        if self.head_dim is not None and self.head_dim < 1:
+            problems.append(f"head_dim is {self.head_dim}, expected at least 1")
+        elif self.head_dim is None and self.heads >= 1 and model_dim % self.heads:
+            problems.append(f"model_dim {model_dim} is no multiple of heads {self.heads}; set head_dim")
+        width = self.head_dim if self.head_dim is not None else model_dim // max(self.heads, 1)
+        if self.rotary_base is not None and width % 2:
+            problems.append(f"rotary positions want an even head_dim, not {width}; set head_dim")
+        if not 0.0 <= self.dropout < 1.0:
+            problems.append(f"dropout is {self.dropout}, expected at least 0 and below 1")
+        if problems:
+            raise ConfigError("attention: " + "; ".join(problems))
+        return width
 
 
 class KeysValues(NamedTuple):
@@ -51,12 +64,14 @@ class KeysValues(NamedTuple):
 
 
 class MultiHeadAttention(nn.Module):
-    """Queries of one sequence over keys and values of the same (`is_self`) or of another. Vaswani et al. 2017, sec. 3.2.2.
+    """Queries of one sequence over keys and values of the same (`is_self`) or of another.
 
-    The projections that read the same vectors are one matrix product.
+    Source: Vaswani et al. 2017, sec. 3.2.2. The projections that read the same vectors are one matrix product.
     """
 
-    def __init__(self, model_dim: int, config: AttentionConfig, *, is_self: bool, memory_dim: int | None = None) -> None:
+    def __init__(
+        self, model_dim: int, config: AttentionConfig, *, is_self: bool, memory_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.heads = config.heads
         self.kv_heads = config.kv_heads or config.heads
@@ -74,7 +89,8 @@ class MultiHeadAttention(nn.Module):
             projections = [self.query, self.key_value]
         self.output = nn.Linear(query_width, model_dim, bias=config.bias)
         for linear in (*projections, self.output):
-            # Glorot and Bengio 2010; over the stacked matrix the bound is the smaller one that keeps deep stacks stable.
+            # Glorot and Bengio 2010. The bound is the stacked matrix's, as in torch.nn.MultiheadAttention: smaller than
+            # each projection's own.
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -106,7 +122,9 @@ class MultiHeadAttention(nn.Module):
         dropout = self.weight_dropout if self.training else 0.0
         attended = attend(query, memory.keys, memory.values, mask=mask, dropout=dropout, observe=observe)
         merged = attended.output.transpose(1, 2).flatten(2)
-        return self.output(merged), attended.observation
+        output: Tensor = self.output(merged)
+        return output, attended.observation
 
     def _heads(self, vectors: Tensor, heads: int) -> Tensor:
-        return vectors.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+        apart: Tensor = vectors.unflatten(-1, (heads, self.head_dim))
+        return apart.transpose(1, 2)

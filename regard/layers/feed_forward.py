@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from regard.layers.dropout import Dropout
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class FeedForward(nn.Module):
         self.outer = nn.Linear(config.width, model_dim, bias=config.bias)
         self.dropout = Dropout(config.dropout)
         for linear in (self.inner, self.outer):
-            # Glorot and Bengio 2010, as in the Transformer's own implementation.
+            # Glorot and Bengio 2010; gate and values of a gated block are one stacked matrix, with its smaller bound.
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)

@@ -16,7 +16,7 @@ class HeadConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    bias: bool = False
+    bias: bool = False  # one number an output, zero at the start
 
 
 class OutputHead(nn.Module):

@@ -1,13 +1,17 @@
 """The attention-RNN decoder: a GRU that looks at the source before each step. Bahdanau et al. 2015, sec. 3.1.
 
-Per token: the state so far is the query, the memory the keys and values; their weighted sum (the context) and the last token
-drive the recurrence; state, token and context together predict (eqs. 4 to 6, appendix A.2.2).
+Per token: the state so far is the query, the memory the keys and values; their weighted sum (the context) and the last
+token drive the recurrence; state, token and context together predict (eqs. 4 to 6, appendix A.2.2).
+
+Three things differ from the paper. The cell is torch's, which applies the reset gate after the recurrent product, where
+the paper applies it before. The readout takes the new state s_i, as eq. 4 does; appendix A.2.2 writes s_{i-1}. The
+readout's output is as wide as the embedding, so that the head can be tied to it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,8 +19,9 @@ from torch import Tensor, nn
 
 from regard.attention.attend import attend
 from regard.attention.masks import Padding
-from regard.attention.observation import Observation, Observe
+from regard.attention.observation import Observation, Observe, observe_rows
 from regard.attention.scores import Additive, Bilinear, Dot, Score
+from regard.errors import ConfigError
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.dropout import Dropout
 from regard.layers.head import HeadConfig, OutputHead
@@ -37,17 +42,20 @@ class AttentionRNNConfig:
     model_dim: int  # width of the embedding, the state and the readout
     attention_dim: int  # width in which states and memory are compared
     score: Literal["additive", "dot", "bilinear"] = "additive"  # Bahdanau 2015; Luong 2015 "dot" and "general"
-    embedding: EmbeddingConfig = field(
-        default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False)  # recurrence knows the position
-    )
+    # Without positions, which a recurrence knows by itself; others are refused.
+    embedding: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False))
     head: HeadConfig = field(default_factory=lambda: HeadConfig(bias=True))
     dropout: float = 0.1  # on the embedded target and on the readout
 
 
 @dataclass(frozen=True)
 class AttentionRNNState:
-    """hidden: [rows, model_dim]. keys [rows, 1, source_len, attention_dim] and values [rows, 1, source_len, memory_dim]: the
-    memory, projected once. lengths: [rows]. source: [rows], which source each row reads."""
+    """What is carried from token to token.
+
+    hidden: [rows, model_dim]. keys [rows, 1, source_len, attention_dim] and values [rows, 1, source_len, memory_dim]:
+    the memory, projected once. lengths: [rows], real memory vectors. source: [rows], which source each row reads; lets
+    a reordering among rows of one source leave the memory alone.
+    """
 
     hidden: Tensor
     keys: Tensor
@@ -59,13 +67,18 @@ class AttentionRNNState:
         source = self.source[rows]
         if torch.equal(source, self.source):
             return AttentionRNNState(self.hidden[rows], self.keys, self.values, self.lengths, source)
-        return AttentionRNNState(
-            self.hidden[rows], self.keys[rows], self.values[rows], self.lengths[rows], source
-        )
+        return AttentionRNNState(self.hidden[rows], self.keys[rows], self.values[rows], self.lengths[rows], source)
 
 
 class AttentionRNNDecoder(nn.Module):
-    """Speaks the protocol of `models/decoder.py`; reads the memory called "source"."""
+    """Speaks the protocol of `models/decoder.py`; reads the memory called "source".
+
+    memory_dim: width of the memory, whose second half is taken to have read the source backwards. token_weight: the
+    embedding's matrix when it is shared with the encoder, [vocab, model_dim]. tie_head: whether the head's weight is
+    the embedding's.
+
+    Raises: ConfigError when the embedding has positions: a step does not know its own.
+    """
 
     def __init__(
         self,
@@ -77,12 +90,18 @@ class AttentionRNNDecoder(nn.Module):
         tie_head: bool = True,
     ) -> None:
         super().__init__()
+        if config.embedding.positions != "none":
+            raise ConfigError(
+                f"attention-rnn: embedding.positions is `{config.embedding.positions}`, expected `none`: "
+                "a recurrence knows the position by itself"
+            )
         dim = config.model_dim
         self.outputs = Vocabulary(vocab)
         self.embedding = TextEmbedding(vocab, dim, config.embedding)
         if token_weight is not None:
             self.embedding.tokens.weight = token_weight
-        self.initial = nn.Linear(memory_dim // 2, dim)
+        self.backward_dim = memory_dim - memory_dim // 2
+        self.initial = nn.Linear(self.backward_dim, dim)
         self.query = nn.Linear(dim, config.attention_dim, bias=False)
         self.key = nn.Linear(memory_dim, config.attention_dim, bias=True)
         self.score_kind = config.score
@@ -92,25 +111,23 @@ class AttentionRNNDecoder(nn.Module):
         self.cell = nn.GRUCell(dim + memory_dim, dim)
         self.readout = nn.Linear(dim + dim + memory_dim, 2 * dim)
         self.dropout = Dropout(config.dropout)
-        weight = self.embedding.tokens.weight if tie_head else nn.Parameter(torch.empty(vocab, dim))
+        weight = self.embedding.weight if tie_head else nn.Parameter(torch.empty(vocab, dim))
         if not tie_head:
             nn.init.normal_(weight, std=dim**-0.5)
         self.head = OutputHead(weight, config.head)
         self._initialise()
 
     def _initialise(self) -> None:
-        """Bahdanau et al. 2015, appendix B.1; scores other than theirs start from the identity and Glorot's bound."""
+        """Bahdanau et al. 2015, appendix B.1, but for what has Glorot's bound (Glorot and Bengio 2010)."""
         initialise_recurrence(self.cell)
         for linear in (self.initial, self.readout, self.query, self.key):
             nn.init.xavier_uniform_(linear.weight)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
         if self.score_kind == "additive":
-            # v_a = 0, as in the paper: attention starts uniform and learns through v_a first.
+            # W_a and U_a from N(0, 0.001^2); v_a stays 0: attention starts uniform and learns through v_a first.
             for linear in (self.query, self.key):
-                nn.init.normal_(linear.weight, std=0.001 if linear is self.query else 0.01)
-            assert self.score_weight is not None
-            nn.init.normal_(self.score_weight, std=0.01)
+                nn.init.normal_(linear.weight, std=0.001)
         elif self.score_weight is not None:
             with torch.no_grad():
                 self.score_weight[0].copy_(torch.eye(self.score_weight.shape[-1]))
@@ -122,8 +139,8 @@ class AttentionRNNDecoder(nn.Module):
 
     def start(self, memories: Mapping[str, Memory]) -> AttentionRNNState:
         memory = memories["source"]
-        # The backward direction's state at the first word has read the whole source: s_0 = tanh(W_s h_1), appendix A.2.2.
-        first_backward = memory.vectors[:, 0, memory.vectors.shape[-1] // 2 :]
+        # The backward state at the first word has read the whole source: s_0 = tanh(W_s h_1), appendix A.2.2.
+        first_backward = memory.vectors[:, 0, -self.backward_dim :]
         rows = torch.arange(memory.vectors.shape[0], device=memory.vectors.device)
         return AttentionRNNState(
             hidden=torch.tanh(self.initial(first_backward)),
@@ -139,11 +156,15 @@ class AttentionRNNDecoder(nn.Module):
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
         embedded = self.dropout(self.embedding(tokens))
         score, mask = self._score(), Padding(state.lengths)
+        # Each call of `attend` below has a single query: which rows are wanted of all is sorted out at the end.
+        each = replace(observe, received=observe.received is not False) if observe else None
+        if each is not None and each.rows is not None:
+            each = replace(each, rows="all")
         hidden = state.hidden
         read, observations = [], []
         for index in range(tokens.shape[1]):
             query = self.query(hidden)[:, None, None]
-            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=observe)
+            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=each)
             context = attended.output[:, 0, 0]
             token = embedded[:, index]
             hidden = self.cell(torch.cat([token, context], dim=-1), hidden)
@@ -152,7 +173,7 @@ class AttentionRNNDecoder(nn.Module):
         # Maxout over pairs (Goodfellow et al. 2013), appendix A.2.2.
         predicted = self.readout(torch.stack(read, dim=1)).unflatten(-1, (-1, 2)).amax(dim=-1)
         after = AttentionRNNState(hidden, state.keys, state.values, state.lengths, state.source)
-        return self.dropout(predicted), after, {LAYER: _join(observations)} if observe else {}
+        return self.dropout(predicted), after, {LAYER: _join(observations, observe)} if observe else {}
 
     def advance(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
@@ -161,20 +182,26 @@ class AttentionRNNDecoder(nn.Module):
         return Step(self.head.log_probs(hidden), observations), state
 
 
-def _join(steps: list[Observation]) -> Observation:
-    """One observation of n queries out of n observations of one."""
+def _join(steps: list[Observation], request: Observe) -> Observation:
+    """The observation of n queries that was asked for, out of n observations of one."""
 
     def along(name: str, axis: int) -> Tensor | None:
         parts = [getattr(step, name) for step in steps]
         return None if parts[0] is None else torch.cat(parts, dim=axis)
 
     received = [step.received for step in steps if step.received is not None]
-    rows = along("rows", 2)
+    if isinstance(request.received, Tensor):
+        weights = request.received.to(received[0])
+        received = [part * weights[:, step, None, None] for step, part in enumerate(received)]
+    rows, row_index = along("rows", 2), None
+    if rows is not None:
+        row_index = observe_rows(request, len(steps), rows.device)
+        rows = rows if request.rows == "all" else rows[:, :, row_index]
     return Observation(
         logsumexp=along("logsumexp", 2),
         entropy=along("entropy", 2),
         max_logit=along("max_logit", 2),
         received=torch.stack(received).sum(0) if received else None,
         rows=rows,
-        row_index=None if rows is None else torch.arange(rows.shape[2], device=rows.device),
+        row_index=row_index,
     )

@@ -1,8 +1,8 @@
 """The protocol that every decoder speaks, and the only thing that decoding knows of a model.
 
-`start` reads the memories; `advance` takes n >= 1 tokens a row, which covers prefill, forced prefixes, rescoring and single
-steps; `state.select` covers reordering for beams, compaction, growth and removal of rows. State is a plain structure of
-tensors and is never changed in place: `advance` returns a new one.
+`start` reads the memories; `advance` takes n >= 1 tokens a row, which covers prefill, forced prefixes, rescoring and
+single steps; `state.select` covers reordering for beams, compaction, growth and removal of rows. State is a plain
+structure of tensors and is never changed in place: `advance` returns a new one.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -42,11 +41,12 @@ class EncoderDecoder(nn.Module):
         self.encoder = _build_encoder(source_vocab, config.encoder)
         token_weight = None
         if config.tie == "all":
-            token_weight = self.encoder.embedding.tokens.weight
-            if tuple(token_weight.shape) != (target_vocab, config.decoder.model_dim):
+            token_weight = self.encoder.embedding.weight
+            target = (target_vocab, config.decoder.model_dim)
+            if tuple(token_weight.shape) != target:
                 raise ConfigError(
                     f"model: tie `all` wants equal embeddings, got source {tuple(token_weight.shape)} and target "
-                    f"{(target_vocab, config.decoder.model_dim)}; use a joint vocabulary and equal widths, or tie `decoder`"
+                    f"{target}; use a joint vocabulary and equal widths, or tie `decoder`"
                 )
         self.decoder = _build_decoder(
             target_vocab, config.decoder, self.encoder.memory_dim, token_weight, tie_head=config.tie != "none"
@@ -62,7 +62,8 @@ class EncoderDecoder(nn.Module):
     def forward(self, source: Tensor, source_lengths: Tensor, target_inputs: Tensor) -> Tensor:
         """Teacher forcing: hidden vectors [batch, target_len, model_dim], from which `decoder.head` predicts."""
         memories, _ = self.encode(source, source_lengths)
-        hidden, _, _ = self.decoder.read(self.decoder.start(memories), target_inputs)
+        decoder: Any = self.decoder  # a decoder reads its own state, which a union of decoders cannot say
+        hidden: Tensor = decoder.read(decoder.start(memories), target_inputs)[0]
         return hidden
 
     def num_parameters(self) -> int:
@@ -82,6 +83,3 @@ def _build_decoder(
     if isinstance(config, TransformerDecoderConfig):
         return TransformerDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
     return AttentionRNNDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
-
-
-Memories = Mapping[str, Memory]

@@ -1,4 +1,7 @@
-"""A bidirectional recurrent encoder: each memory vector has read the source from both ends. Bahdanau et al. 2015, sec. 3.2."""
+"""A bidirectional recurrent encoder: each memory vector has read the source from both ends.
+
+Source: Bahdanau et al. 2015, sec. 3.2.
+"""
 
 from __future__ import annotations
 
@@ -56,15 +59,19 @@ class RecurrentEncoder(nn.Module):
         """ids [batch, source_len], lengths [batch] -> (memory, no observations: nothing attends here)."""
         vectors = self.dropout(self.embedding(ids))
         for layer in self.layers:
-            # Packing keeps the backward direction from reading padding first.
-            packed = pack_padded_sequence(vectors, lengths.cpu(), batch_first=True, enforce_sorted=False)
+            # Packing keeps the backward direction from reading padding first. It knows no empty sequence: one is read
+            # as a single padding vector, which nothing attends to.
+            packed = pack_padded_sequence(vectors, lengths.cpu().clamp_min(1), batch_first=True, enforce_sorted=False)
             states, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=ids.shape[1])
             vectors = self.dropout(states)
         return Memory(vectors, lengths), {}
 
 
 def initialise_recurrence(layer: nn.Module) -> None:
-    """Orthogonal recurrent matrices, N(0, 0.01^2) input matrices, zero biases: Bahdanau et al. 2015, appendix B.1."""
+    """Orthogonal recurrent matrices, a gate each; N(0, 0.01^2) input matrices; zero biases.
+
+    Source: Bahdanau et al. 2015, appendix B.1.
+    """
     for name, parameter in layer.named_parameters():
         with torch.no_grad():
             if "bias" in name:

@@ -22,11 +22,12 @@ class Residual(nn.Module):
     def forward(self, vectors: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """[batch, length, model_dim] -> the same shape."""
         if self.is_pre:
-            return vectors + self.dropout(function(self.norm(vectors)))
-        result: Tensor = self.norm(vectors + self.dropout(function(vectors)))
+            result: Tensor = vectors + self.dropout(function(self.norm(vectors)))
+        else:
+            result = self.norm(vectors + self.dropout(function(vectors)))
         return result
 
 
 def final_norm(model_dim: int, norm: NormConfig) -> nn.Module:
-    """What follows the last block: a norm after pre-norm blocks, whose sum is not normalised; nothing after post-norm."""
+    """What follows the last block: a norm where blocks are pre-norm, as their sum is not normalised; else nothing."""
     return norm.build(model_dim) if norm.placement == "pre" else nn.Identity()

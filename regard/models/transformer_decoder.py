@@ -1,16 +1,17 @@
-"""The Transformer decoder: causal self-attention, then cross-attention over the memory. Vaswani et al. 2017, sec. 3.1."""
+"""The Transformer decoder: causal self-attention, then cross-attention over a memory. Vaswani et al. 2017, sec. 3.1."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from regard.attention.masks import Causal, Padding
 from regard.attention.observation import Observation, Observe
+from regard.errors import ConfigError
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.attention import AttentionConfig, KeysValues, MultiHeadAttention
 from regard.layers.feed_forward import FeedForward, FeedForwardConfig
@@ -94,6 +95,7 @@ class TransformerDecoderLayer(nn.Module):
         def attend_memory(inputs: Tensor) -> Tensor:
             nonlocal observation
             query = self.cross_attention.project_query(inputs)
+            output: Tensor
             output, observation = self.cross_attention(query, cross, Padding(lengths), observe)
             return output
 
@@ -107,7 +109,10 @@ class TransformerDecoderLayer(nn.Module):
 class TransformerDecoder(nn.Module):
     """Speaks the protocol of `models/decoder.py`; reads the memory called "source".
 
-    embedding: given when it is shared with the encoder; the head's weight is the embedding's when `tie_head`.
+    token_weight: the embedding's matrix when it is shared with the encoder, [vocab, model_dim]. tie_head: whether the
+    head's weight is the embedding's.
+
+    Raises: ConfigError when there is no layer, because the cache of the first counts the tokens read so far.
     """
 
     def __init__(
@@ -120,20 +125,23 @@ class TransformerDecoder(nn.Module):
         tie_head: bool = True,
     ) -> None:
         super().__init__()
+        if config.num_layers < 1:
+            raise ConfigError(f"decoder: num_layers is {config.num_layers}, expected at least 1")
         self.outputs = Vocabulary(vocab)
         self.embedding = TextEmbedding(vocab, config.model_dim, config.embedding)
         if token_weight is not None:
             self.embedding.tokens.weight = token_weight
         self.layers = nn.ModuleList(TransformerDecoderLayer(config, memory_dim) for _ in range(config.num_layers))
         self.norm = final_norm(config.model_dim, config.norm)
-        weight = self.embedding.tokens.weight if tie_head else nn.Parameter(torch.empty(vocab, config.model_dim))
+        weight = self.embedding.weight if tie_head else nn.Parameter(torch.empty(vocab, config.model_dim))
         if not tie_head:
             nn.init.normal_(weight, std=config.model_dim**-0.5)
         self.head = OutputHead(weight, config.head)
 
     def start(self, memories: Mapping[str, Memory]) -> TransformerState:
         memory = memories["source"]
-        cross = tuple(layer.cross_attention.project_memory(memory.vectors) for layer in self.layers)
+        layers = cast("list[TransformerDecoderLayer]", list(self.layers))
+        cross = tuple(layer.cross_attention.project_memory(memory.vectors) for layer in layers)
         source = torch.arange(memory.vectors.shape[0], device=memory.vectors.device)
         return TransformerState((None,) * len(self.layers), cross, memory.lengths, source)
 

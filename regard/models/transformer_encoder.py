@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from regard.attention.observation import Observation, Observe
@@ -48,11 +49,12 @@ class TransformerEncoderLayer(nn.Module):
         def attention(inputs: Tensor) -> Tensor:
             nonlocal observation
             query, keys_values = self.self_attention.project_self(inputs, begin=0)
+            output: Tensor
             output, observation = self.self_attention(query, keys_values, memory.mask, observe)
             return output
 
-        vectors = self.attention_block(vectors, attention)
-        return self.feed_forward_block(vectors, self.feed_forward), observation
+        vectors = self.feed_forward_block(self.attention_block(vectors, attention), self.feed_forward)
+        return vectors, observation
 
 
 class TransformerEncoder(nn.Module):
@@ -68,7 +70,13 @@ class TransformerEncoder(nn.Module):
     def forward(
         self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
-        """ids [batch, source_len], lengths [batch] -> (memory, observations by layer name; empty unless asked for)."""
+        """ids [batch, source_len], lengths [batch] -> (memory, observations by layer name; empty unless asked for).
+
+        What padded queries attend to is no part of `received`.
+        """
+        if observe is not None and observe.received is True:
+            real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            observe = replace(observe, received=real)
         memory = Memory(self.embedding(ids), lengths)
         observations = {}
         vectors = memory.vectors

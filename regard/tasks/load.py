@@ -56,12 +56,15 @@ def load(
 
 
 def _device(device: str | torch.device) -> torch.device:
+    known = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch sees no GPU here)"
     try:
         place = torch.device(device)
-        torch.empty(1, device=place).cpu()  # says whether it is really there; a device without memory fails, too
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"load: device `{device}` is none that torch knows; expected {known}") from None
+    try:
+        torch.empty(1, device=place).cpu()  # says whether it is really there; one without memory fails, too
     except Exception as error:  # torch raises a different kind for each device that is missing
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        known = "cpu or cuda" if torch.cuda.is_available() else "cpu (torch sees no GPU here)"
         raise ConfigError(f"load: device `{device}` cannot be used ({reason}); expected {known}") from None
     return place
 

@@ -43,7 +43,7 @@ class MovingAverage:
 
 @contextmanager
 def swapped_in(model: nn.Module, weights: Weights | None) -> Iterator[None]:
-    """Within the context the model, in evaluation mode, has `weights` (its own where None); afterwards everything is back."""
+    """Within the context the model, in evaluation mode, has `weights` (its own where None); afterwards all is back."""
     own = None if weights is None else weights_of(model)
     was_training = model.training
     if weights is not None:

@@ -1,74 +1,98 @@
 """Checkpoints: everything a run needs to go on exactly, written so that a kill at any instant leaves a usable one.
 
-A checkpoint is written under another name, flushed to the disk and renamed; only then are older ones deleted. Reading takes the
-newest that is whole. Checkpoints are local and never shared; what is shared is `model/`.
+A checkpoint is written under another name, flushed to the disk and renamed; only then are older ones deleted. Reading
+takes the newest that is whole. Checkpoints are local and never shared; what is shared is `model/`.
+
+    step-000000500.pt      after every `checkpoint_every` steps and at the end; the newest few stay and can be averaged
+    stopped-000000523.pt   where a run was asked to stop; gone after the next checkpoint, and never averaged, so that a
+                           run that was interrupted ends as one that was not
+    best.pt                the weights of the best validation
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from regard.errors import TrainingError
+from regard.training.disk import write_atomically
 
-NAME = re.compile(r"step-(\d{9})\.pt")
+NAME = re.compile(r"(step|stopped)-(\d{9,})\.pt")
+BEST = "best.pt"
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; the newest `keep` stay, and `best.pt` beside them."""
+    """The checkpoints of one run, in `folder`; the newest `keep` stay. said: is told of every damaged one."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, said: Callable[[str], None] = lambda message: None) -> None:
         self.folder = folder
         self.keep = keep
+        self.said = said
+
+    def path(self, step: int, *, stopped: bool = False) -> Path:
+        """Where the checkpoint of `step` lies."""
+        return self.folder / f"{'stopped' if stopped else 'step'}-{step:09d}.pt"
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints that are there, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(match[1]) for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name)))
-
-    def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:09d}.pt"
-
-    def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes the checkpoint of `step`, then deletes those past `keep`. Raises: TrainingError when the disk is full."""
-        path = self.path(step)
-        write_atomically(path, lambda unfinished: torch.save(state, unfinished), usable=self.newest_path())
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
-        return path
-
-    def save_best(self, weights: dict[str, Any]) -> None:
-        """Writes the weights of the best validation so far."""
-        path = self.folder / "best.pt"
-        write_atomically(path, lambda unfinished: torch.save(weights, unfinished), usable=self.newest_path())
+        """The steps of the checkpoints that stay, oldest first; those of a stopped run do not count."""
+        return [step for step, kind, _ in self._found() if kind == "step"]
 
     def newest_path(self) -> Path | None:
         """The newest checkpoint's file, or None."""
-        steps = self.steps()
-        return self.path(steps[-1]) if steps else None
+        found = self._found()
+        return found[-1][2] if found else None
+
+    def save(self, step: int, state: dict[str, Any], *, stopped: bool = False) -> Path:
+        """Writes the checkpoint of `step`, then deletes those past `keep` and what stopped runs left up to here.
+
+        stopped: the run ends here because it was asked to. Raises: TrainingError when the disk is full.
+        """
+        path = self.path(step, stopped=stopped)
+        self._write(path, state)
+        for old in self.steps()[: -self.keep]:
+            self.path(old).unlink(missing_ok=True)
+        for other_step, kind, other in self._found():
+            if kind == "stopped" and other != path and other_step <= step:
+                other.unlink(missing_ok=True)
+        return path
+
+    def save_best(self, weights: dict[str, Any]) -> None:
+        """Writes the weights of the best validation so far. Raises: TrainingError when the disk is full."""
+        self._write(self.folder / BEST, weights)
 
     def load_newest(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None when there is none. A damaged one is passed over for the one before."""
+        """The newest whole checkpoint, or None when there is none.
+
+        A damaged one is passed over for the one before. Raises: TrainingError when all are damaged.
+        """
         self.clear_unfinished()
-        for step in reversed(self.steps()):
-            state = read(self.path(step))
+        found = self._found()
+        for _, _, path in reversed(found):
+            state = read(path)
             if state is not None:
                 return state
-        if self.steps():
-            raise TrainingError(f"{self.folder}: no checkpoint can be read; delete the run directory to start again")
+            self.said(f"{path}: damaged, passed over for the checkpoint before it")
+        if found:
+            raise TrainingError(f"{self.folder}: no checkpoint can be read; delete this folder to start the run again")
         return None
 
     def load_best(self) -> dict[str, Any] | None:
         """The weights and score of the best validation, or None."""
-        path = self.folder / "best.pt"
-        return read(path) if path.is_file() else None
+        return read(self.folder / BEST)
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """The checkpoints that stay, oldest first, one in memory at a time; a damaged one is left out."""
+        for step in self.steps():
+            state = read(self.path(step))
+            if state is None:
+                self.said(f"{self.path(step)}: damaged, left out")
+            else:
+                yield state
 
     def clear_unfinished(self) -> None:
         """Deletes what a killed write left behind."""
@@ -76,40 +100,28 @@ class Checkpoints:
             for path in self.folder.glob("*.unfinished"):
                 path.unlink(missing_ok=True)
 
+    def _found(self) -> list[tuple[int, str, Path]]:
+        """(step, kind, file) of all checkpoints, oldest first; of one step, the regular one last."""
+        if not self.folder.is_dir():
+            return []
+        matches = ((NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        found = [(int(match[2]), match[1], path) for match, path in matches if match]
+        return sorted(found, key=lambda one: (one[0], one[1] == "step"))
+
+    def _write(self, path: Path, state: dict[str, Any]) -> None:
+        newest = self.newest_path()
+        usable = f"the last usable checkpoint is {newest}" if newest else "there is no earlier checkpoint"
+        write_atomically(path, lambda file: torch.save(state, file), usable=usable)
+
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `torch.save` wrote, tensors on the CPU; None when the file is damaged."""
+    """What `torch.save` wrote, tensors on the CPU; None when the file is missing or damaged."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except Exception:  # torch raises a different kind for each way of being damaged
+        # torch.load does not look at the checksums that torch.save wrote: a flipped bit would become a wrong weight.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch and zipfile raise a different kind for each way of being damaged
         return None
-
-
-def write_atomically(path: Path, write: Callable[[Path], None], *, usable: Path | None = None) -> None:
-    """Has `write` fill a file beside `path`, flushes it to the disk and renames it.
-
-    usable: the checkpoint to name in the message when this one cannot be written.
-    Raises: TrainingError for a full disk, a quota or a read-only folder; `path` is then what it was before.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        write(unfinished)
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:
-        unfinished.unlink(missing_ok=True)
-        # torch's writer reports a failed write as RuntimeError without an errno.
-        if isinstance(error, RuntimeError) and "write" not in str(error).lower():
-            raise
-        number = getattr(error, "errno", None)
-        cause = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT, None) else os.strerror(number)
-        last = f"the last usable checkpoint is {usable}" if usable else "there is no earlier checkpoint"
-        raise TrainingError(f"{path}: not written, {cause}; {last}; make room and run the same command again") from None
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+    return state if isinstance(state, dict) else None

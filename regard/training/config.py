@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -14,11 +15,11 @@ class ScheduleConfig:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    # "inverse-sqrt": peak * sqrt(warmup / step), Vaswani et al. 2017, sec. 5.3. "cosine": half a cosine from the peak to
-    # `floor` at the last step, Loshchilov and Hutter 2017, eq. 5. "constant": the peak.
+    # "inverse-sqrt": peak * sqrt(warmup / step), Vaswani et al. 2017, sec. 5.3. "cosine": half a cosine from the peak
+    # to `floor` at the last step, Loshchilov and Hutter 2017, eq. 5. "constant": the peak.
     kind: Literal["inverse-sqrt", "cosine", "constant"] = "inverse-sqrt"
     peak: float = 1e-3  # the highest learning rate
-    warmup_steps: int = 1000
+    warmup_steps: int = 1000  # 0 is as 1: the first step is at the peak
     floor: float = 0.0  # share of the peak at which a cosine ends
 
 
@@ -46,10 +47,11 @@ class TrainingConfig:
     label_smoothing: float = 0.1
     clip_norm: float | None = 1.0  # largest norm of the gradient; null: never clipped
     accumulate: int = 1  # batches a step, as if they were one
-    # "auto": bfloat16 products where the processor has them, else float32.
+    # "auto": bfloat16 products where the processor has them, else float32. A run keeps to the end what it began with,
+    # also on another machine.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    # The weights that are validated and kept are an exponential moving average with this decay (Polyak and Juditsky 1992);
-    # null: the trained weights themselves.
+    # The weights that are validated and kept are an exponential moving average with this decay (Polyak and Juditsky
+    # 1992); null: the trained weights themselves.
     ema_decay: float | None = None
     validate_every: int = 1000  # steps
     checkpoint_every: int = 500  # steps
@@ -70,15 +72,25 @@ class TrainingConfig:
             problems.append(f"label_smoothing is {self.label_smoothing}, expected 0 to below 1")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             problems.append(f"ema_decay is {self.ema_decay}, expected between 0 and 1, or null")
-        if self.clip_norm is not None and self.clip_norm <= 0:
+        if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
             problems.append(f"clip_norm is {self.clip_norm}, expected above 0, or null")
         if self.patience is not None and self.patience < 1:
             problems.append(f"patience is {self.patience}, expected 1 or more, or null")
-        if not self.final:
-            problems.append("final is empty, expected some of best, last, average")
-        if self.schedule.peak <= 0:
+        if not self.final or len(set(self.final)) < len(self.final):
+            problems.append(f"final is {list(self.final)}, expected some of best, last, average, each once")
+        # Written as `not a < b`, so that a NaN is refused too.
+        if not 0.0 < self.schedule.peak < math.inf:
             problems.append(f"schedule.peak is {self.schedule.peak}, expected above 0")
         if self.schedule.warmup_steps < 0:
             problems.append(f"schedule.warmup_steps is {self.schedule.warmup_steps}, expected 0 or more")
+        if not 0.0 <= self.schedule.floor <= 1.0:
+            problems.append(f"schedule.floor is {self.schedule.floor}, expected 0 to 1")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self.optimizer, name) < 1.0:
+                problems.append(f"optimizer.{name} is {getattr(self.optimizer, name)}, expected 0 to below 1")
+        if not 0.0 < self.optimizer.eps < math.inf:
+            problems.append(f"optimizer.eps is {self.optimizer.eps}, expected above 0")
+        if not 0.0 <= self.optimizer.weight_decay < math.inf:
+            problems.append(f"optimizer.weight_decay is {self.optimizer.weight_decay}, expected 0 or more")
         if problems:
             raise ConfigError("training: " + "; ".join(problems))

@@ -1,8 +1,8 @@
 """The objective: label-smoothed cross-entropy over a large vocabulary, in chunks.
 
-A plain loss holds the logits of all tokens several times over; here each chunk of tokens goes through the head, its loss and its
-gradient are taken at once, and its logits are dropped. Memory is one chunk's; the arithmetic is that of the plain loss.
-Label smoothing: Szegedy et al. 2016, sec. 7.
+A plain loss holds the logits of all tokens several times over; here each chunk of tokens goes through the head, its
+loss and its gradient are taken at once, and its logits are dropped. Memory is one chunk's; the arithmetic is that of
+the plain loss. Label smoothing: Szegedy et al. 2016, sec. 7.
 """
 
 from __future__ import annotations
@@ -11,71 +11,100 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from regard.errors import ConfigError, ShapeError
 from regard.layers.head import OutputHead
 
 CHUNK_TOKENS = 512  # 512 rows of a 10,000-word vocabulary in float32 are 20 MB: inside a processor's last cache
 
 
 class Loss(NamedTuple):
-    """objective: the smoothed loss that is minimised; nll: the plain negative log-likelihood (detached). Sums, in nats."""
+    """Sums over tokens, in nats, in float32 at least.
+
+    objective: the smoothed loss that is minimised; nll: the plain negative log-likelihood (detached).
+    """
 
     objective: Tensor
     nll: Tensor
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sums over tokens. The gradient is worked out in the forward pass, while a chunk's logits are at hand."""
+    """The gradient is worked out in the forward pass, while a chunk's logits are at hand, when `learns`."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, smoothing: float, dtype: torch.dtype
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        smoothing: float,
+        dtype: torch.dtype,
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
         tokens, vocab = hidden.shape[0], weight.shape[0]
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         products = weight.to(dtype)
-        uniform = smoothing / vocab
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
-        mean_weight = weight.mean(0)
-        mean_bias = 0.0 if bias is None else bias.mean()
+        mean_weight = weight.to(wide).mean(0)
+        mean_bias = 0.0 if bias is None else bias.to(wide).mean()
         nll = hidden.new_zeros((), dtype=torch.float64)
         spread = hidden.new_zeros((), dtype=torch.float64)  # -sum over the vocabulary of log p, divided by its size
+        grad_hidden, grad_weight = torch.empty_like(hidden, dtype=wide), torch.zeros_like(weight, dtype=wide)
+        grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
         for begin in range(0, tokens, CHUNK_TOKENS):
             part = slice(begin, begin + CHUNK_TOKENS)
             rows, wanted = hidden[part].to(dtype), targets[part, None]
             logits = rows @ products.T
             if bias is not None:
                 logits += bias.to(dtype)
-            wanted_logits = logits.gather(1, wanted).to(hidden.dtype)
             # One pass instead of five: softmax reads and writes `dtype` and sums in float32 inside.
             gradient = logits.softmax(-1)
-            floor = torch.finfo(hidden.dtype).tiny
-            wanted_log_probs = gradient.gather(1, wanted).to(hidden.dtype).clamp_min(floor).log()
+            wanted_log_probs = _log_of_chosen(gradient, logits, wanted, wide)
             nll -= wanted_log_probs.sum()
-            logsumexp = wanted_logits - wanted_log_probs
-            spread += (logsumexp[:, 0] - hidden[part] @ mean_weight - mean_bias).sum()
+            logsumexp = logits.gather(1, wanted).to(wide) - wanted_log_probs
+            spread += (logsumexp[:, 0] - hidden[part].to(wide) @ mean_weight - mean_bias).sum()
+            if not learns:
+                continue
             gradient.scatter_add_(1, wanted, gradient.new_full(wanted.shape, smoothing - 1.0))
             if grad_bias is not None:
-                grad_bias += gradient.sum(0)
+                grad_bias += gradient.sum(0, dtype=wide)
             grad_hidden[part] = gradient @ products
             grad_weight += gradient.T @ rows
-        # The even share of the smoothed target is the same for every token: taken off once, in closed form.
-        grad_hidden -= smoothing * mean_weight
-        grad_weight -= uniform * hidden.sum(0)
-        if grad_bias is not None:
-            grad_bias -= uniform * tokens
-        ctx.save_for_backward(grad_hidden, grad_weight, *([] if grad_bias is None else [grad_bias]))
-        objective = ((1.0 - smoothing) * nll + smoothing * spread).to(hidden.dtype)
-        nll = nll.to(hidden.dtype)
+        if learns:
+            # The even share of the smoothed target is the same for every token: taken off once, in closed form.
+            uniform = smoothing / vocab
+            grad_hidden -= smoothing * mean_weight
+            grad_weight -= uniform * hidden.sum(0, dtype=wide)
+            if grad_bias is not None:
+                grad_bias -= uniform * tokens
+            ctx.save_for_backward(grad_hidden, grad_weight, *([] if grad_bias is None else [grad_bias]))
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        objective = ((1.0 - smoothing) * nll + smoothing * spread).to(wide)
+        nll = nll.to(wide)
         ctx.mark_non_differentiable(nll)
         return objective, nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scale = gradients[0]
-        scaled = [saved * scale for saved in ctx.saved_tensors]
-        return scaled[0], scaled[1], scaled[2] if len(scaled) > 2 else None, None, None, None
+        saved = (*ctx.saved_tensors, None)[:3]
+        scaled = [
+            None if part is None else (part * gradients[0]).to(dtype)
+            for part, dtype in zip(saved, ctx.dtypes, strict=True)
+        ]
+        return *scaled, None, None, None, None
+
+
+def _log_of_chosen(probs: Tensor, logits: Tensor, chosen: Tensor, dtype: torch.dtype) -> Tensor:
+    """log of the chosen probabilities, [tokens, 1]; off the logits where a probability is too small for its dtype."""
+    picked = probs.gather(1, chosen).to(dtype)
+    lost = (picked < torch.finfo(probs.dtype).tiny).nonzero()[:, 0]
+    log_probs = picked.log()
+    if lost.numel():
+        exact = logits[lost].to(dtype)
+        log_probs[lost] = exact.gather(1, chosen[lost]) - exact.logsumexp(-1, keepdim=True)
+    return log_probs
 
 
 def cross_entropy(
@@ -83,10 +112,31 @@ def cross_entropy(
 ) -> Loss:
     """Loss of predicting `targets` [tokens] from `hidden` [tokens, model_dim] through `head`, summed over tokens.
 
-    smoothing: the share of probability spread evenly over the vocabulary. dtype: of the matrix products, hidden's unless
-    given. In bfloat16 the gradient is what autocast gives, and each token's reported loss is good to 1 %, without bias.
+    smoothing: the share of probability spread evenly over the vocabulary. dtype: of the matrix products and of the
+    softmax's result, hidden's unless given. Edge case: no tokens give a loss of 0.
+
+    Numerics: in bfloat16 the gradient is as good as autocast's. A token's reported loss then carries two roundings of
+    1/512 each, of its probability (at most 0.004 nats) and of its logit (at most 1/256 of the largest logit); both
+    fall to either side alike, so that a batch's mean is far closer.
+    Raises: ShapeError, naming every mismatch; ConfigError when smoothing is not in [0, 1).
     """
-    objective, nll = _ChunkedCrossEntropy.apply(
-        hidden, head.weight, head.bias, targets, smoothing, dtype or hidden.dtype
+    vocab, model_dim = head.weight.shape
+    problems = []
+    if hidden.ndim != 2 or hidden.shape[-1] != model_dim:
+        problems.append(f"hidden has shape {tuple(hidden.shape)}, expected (tokens, {model_dim})")
+    if targets.shape != hidden.shape[:1]:
+        problems.append(f"targets has shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:1])}")
+    if targets.dtype != torch.int64:
+        problems.append(f"targets is {targets.dtype}, expected torch.int64: ids below {vocab}")
+    if problems:
+        raise ShapeError("cross_entropy: " + "; ".join(problems))
+    if not 0.0 <= smoothing < 1.0:
+        raise ConfigError(f"cross_entropy: smoothing is {smoothing}, expected at least 0 and below 1")
+    learns = torch.is_grad_enabled() and any(
+        part is not None and part.requires_grad for part in (hidden, head.weight, head.bias)
     )
+    with torch.autocast(hidden.device.type, enabled=False):
+        objective, nll = _ChunkedCrossEntropy.apply(
+            hidden, head.weight, head.bias, targets, smoothing, dtype or hidden.dtype, learns
+        )
     return Loss(objective, nll)

@@ -6,6 +6,8 @@ has never seen, and its cross-attention is held against the alignment that the g
 
 from __future__ import annotations
 
+import itertools
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks import model_directory
 from regard.tasks.run_directory import RECIPE, write_text
-from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy, source_words
+from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy
 from regard.tasks.translate.demo_corpus import Phrase, make_corpus
 from regard.tasks.translate.recipe import Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.tasks.translate.result import Translation
@@ -44,9 +46,8 @@ from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 700
 NUM_HELD_OUT = 1_200
-# Where alignment is read: the mean over heads of the last layer. Chosen on validation phrases; single heads and the first
-# layer do worse.
-LAST_LAYER = -1
+_WORD_OR_MARKS = re.compile(r"[^\W_]+|[^\w\s]+")
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,11 @@ def recipe(text: Path, *, seed: int, num_steps: int) -> TranslateRecipe:
 
 
 def alignment(translator: Translator, phrases: Sequence[Phrase]) -> AlignmentAccuracy:
-    """How often cross-attention finds the source word of a number word, when the reference is forced."""
+    """How often cross-attention finds the source word of a number word, when the reference is forced.
+
+    It is read as the mean over all layers and heads: on validation phrases 99 %, against 98 % and 79 % for the mean of the
+    first and of the second layer, and 62 to 91 % for single heads.
+    """
     weights, source_spans, target_spans = [], [], []
     for begin in range(0, len(phrases), 128):
         part = phrases[begin : begin + 128]
@@ -177,9 +182,8 @@ def _forced_attention(translator: Translator, phrases: Sequence[Phrase]) -> tupl
     forced = force(
         translator.model.decoder, memories, target, target_lengths, bos=Tokenizer.BOS, observe=Observe(rows="all")
     )
-    rows = list(forced.attention.values())[LAST_LAYER].rows
-    assert rows is not None, "rows were asked for"
-    mean = rows.mean(1)
+    observed = [layer.rows.mean(1) for layer in forced.attention.values() if layer.rows is not None]
+    mean = torch.stack(observed).mean(0)  # [phrases, target_len, source_len]
     maps = []
     for row in range(len(phrases)):
         maps.append(mean[row, : int(target_lengths[row]), : int(source_lengths[row])].numpy())
@@ -206,12 +210,16 @@ def _worth_showing(phrases: Sequence[Phrase], count: int = 4) -> list[Phrase]:
 
 def _show(result: Demo) -> None:
     records, expected = [], []
+    pieces: dict[str, list[Span]] = {}
     for phrase, translation in result.examples:
         record = translation.attention
         assert isinstance(record, AttentionRecord)
         records.append(record)
         # The known links hold for the reference; they are drawn where the translation equals it.
-        expected.append(_word_links(phrase, translation) if translation.text == phrase.target else [])
+        links = phrase.links if translation.text == phrase.target else ()
+        sources = pieces[phrase.source] = _pieces(phrase.source, [link.source_span for link in phrase.links])
+        targets = pieces[translation.text] = _pieces(translation.text, [link.target_span for link in links])
+        expected.append([(targets.index(link.target_span), sources.index(link.source_span)) for link in links])
     notes = [
         f"{result.exact_match:.1%} of {result.num_held_out:,} held-out phrases are translated exactly; none of their numbers and "
         "dates occurs in training.",
@@ -219,30 +227,23 @@ def _show(result: Demo) -> None:
         f"(chance: {result.alignment.chance:.1%}). Known links are outlined.",
     ]
     title = "regard demo: English to German"
-    write_page(records, result.page, title=title, notes=notes, expected=expected, words=_words)
-    draw(records, result.picture, layer="last", title=title, expected=expected, words=_words)
+    write_page(records, result.page, title=title, notes=notes, expected=expected, words=pieces.__getitem__)
+    draw(records, result.picture, title=title, expected=expected, words=pieces.__getitem__)
 
 
-def _words(text: str) -> list[tuple[int, int]]:
-    """Words of a demo phrase: hyphenated numbers are taken apart, since their halves are translated crosswise."""
-    return source_words(text)
+def _pieces(text: str, linked: Sequence[Span]) -> list[Span]:
+    """Character spans that cover the text but for its spaces: linked parts as they are, and what lies between them.
 
-
-def _word_links(phrase: Phrase, translation: Translation) -> list[tuple[int, int]]:
-    """(target word, source word) pairs of the phrase's links, counted in words of `_words`."""
-    sources, targets = _words(phrase.source), _words(translation.text)
-    pairs = {
-        (row, column)
-        for link in phrase.links
-        for row, target in enumerate(targets)
-        for column, source in enumerate(sources)
-        if _overlap(link.target_span, target) and _overlap(link.source_span, source)
-    }
-    return sorted(pairs)
-
-
-def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    return min(one[1], other[1]) > max(one[0], other[0])
+    A German number is one word and many links: taken apart, it shows how German turns tens and units round.
+    """
+    cuts = sorted({0, len(text), *(place for span in linked for place in span)})
+    pieces = []
+    for begin, end in itertools.pairwise(cuts):
+        if (begin, end) in linked:
+            pieces.append((begin, end))
+        else:
+            pieces += [match.span() for match in _WORD_OR_MARKS.finditer(text, begin, end)]
+    return pieces
 
 
 def _write_parallel(folder: Path, name: str, phrases: Sequence[Phrase]) -> None:
