@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/demo_translate.py [--seeds 1 2 3] [--out FOLDER]
 
-Each seed makes its own corpus, weights and order, in a process of its own. The figures that must hold: at least 98 % of the held-out
-phrases exactly right, at least 90 % of the number words' alignment recovered, at most 120 s of training on two cores.
+Each seed makes its own corpus, weights and order, in a process of its own. The figures that must hold: at least 98 % of
+the held-out phrases exactly right, at least 90 % of the number words' alignment recovered, at most 120 s of training on
+two cores.
 """
 
 from __future__ import annotations

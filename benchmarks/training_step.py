@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/training_step.py [--threads 2] [--repeats 7]
 
-Transformer-tiny (recipes/translate/multi30k-en-de.yaml) on batches of 4096 padded target tokens with Multi30k's lengths and random words.
-Each choice is measured in turn with its alternative in one process; the table gives the median of the ratios and their spread.
+Transformer-tiny (recipes/translate/multi30k-en-de.yaml) on batches of about 4096 padded target tokens: the lengths of
+Multi30k, random words. Each choice is measured in turn with its alternative in one process; the table gives the median
+of the ratios and their spread.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from regard.attention.masks import Padding
 
 @dataclass(frozen=True)
 class Memory:
-    """vectors: [batch, source_len, memory_dim]; lengths: [batch], how many of them are real. These stand at the front."""
+    """vectors: [batch, source_len, memory_dim]; lengths: [batch], how many are real; these stand at the front."""
 
     vectors: Tensor
     lengths: Tensor

@@ -6,18 +6,36 @@ A mistake is answered with one line that names file, key and remedy, all mistake
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from regard.errors import ConfigError, RegardError, suggestion
+from regard.tasks.yaml_values import parse_yaml
 
 Schema = TypeVar("Schema")
+
+# What pydantic's complaints expect, in the words of somebody who writes YAML.
+EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+    "dataclass_type": "keys and values",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "path_type": "a path",
+}
+UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+MISSING_KEY = ("missing", "missing_argument")
+SHOWN_CHARACTERS = 60  # of a received value
 
 
 class Section(BaseModel):
@@ -27,19 +45,20 @@ class Section(BaseModel):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The recipe as plain values. Raises: ConfigError for a missing file, a syntax error (with its line) or no mapping."""
+    """The recipe as plain values. Raises: ConfigError for a missing file, a syntax error (with its line) or no
+    mapping."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; see the recipes/ folder for complete ones") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); a recipe is a YAML file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{place}: not valid YAML ({getattr(error, 'problem', error)}); mend this line") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds {type(content).__name__}, expected keys and values")
+        received = "nothing" if content is None else _shown(content)
+        raise ConfigError(f"{path}: holds {received}, expected keys and values; see the recipes/ folder")
     return content
 
 
@@ -48,24 +67,22 @@ def with_overrides(recipe: Mapping[str, Any], overrides: Iterable[str]) -> dict[
 
     Raises: ConfigError for an override without "=", or one that goes through a plain value.
     """
-    result = _copied(recipe)
+    result: dict[str, Any] = _copied(recipe)
     for override in overrides:
         name, equals, text = override.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"override `{override}`: expected key=value, as in training.max_steps=1000")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"override `{override}`: the value is not valid YAML; put it in quotes") from None
         *parents, last = name.split(".")
+        if not equals or not all([*parents, last]):
+            raise ConfigError(f"override `{override}`: expected key=value, as in training.max_steps=1000")
+        value = parse_yaml(text, f"override `{override}`")
         place = result
         for index, parent in enumerate(parents):
             child = place.setdefault(parent, {})
             if child is None:
                 child = place[parent] = {}
             if not isinstance(child, dict):
+                section = ".".join(parents[: index + 1])
                 raise ConfigError(
-                    f"override `{override}`: `{'.'.join(parents[: index + 1])}` is a value, not a section"
+                    f"override `{override}`: `{section}` is {_shown(child)}, no section; override `{section}` as a whole"
                 )
             place = child
         place[last] = value
@@ -75,14 +92,19 @@ def with_overrides(recipe: Mapping[str, Any], overrides: Iterable[str]) -> dict[
 def validated(schema: type[Schema], values: Mapping[str, Any], origin: str) -> Schema:
     """`values` as an instance of `schema`. origin: the file to name in errors.
 
+    Types are taken at their word: "4" is no number, 4.0 no whole number, true no 1; a whole number is a number.
+
     Raises: ConfigError that lists every mistake.
     """
+    received = plain(values)
     try:
-        return TypeAdapter(schema).validate_python(dict(values))
+        # Only from JSON does pydantic's strict reading build dataclasses from mappings and tuples from lists.
+        return TypeAdapter(schema).validate_json(json.dumps(received, default=str), strict=True)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(dict.fromkeys(_mistakes(error, schema)))) from None
+        mistakes = _mistakes(typing.cast("list[Any]", error.errors(include_url=False)), schema, received)
+        raise ConfigError(f"{origin}: " + "; ".join(mistakes)) from None
     except RegardError as error:  # a configuration's own check
-        raise ConfigError(f"{origin}: {error}") from None
+        raise ConfigError(f"{origin}: {'; '.join(str(error).splitlines())}") from None
 
 
 def plain(value: Any) -> Any:
@@ -99,7 +121,10 @@ def plain(value: Any) -> Any:
 
 
 def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """The dotted keys whose values differ between two plain configurations."""
+    """The dotted keys whose values differ between two plain configurations; a key without value equals an absent
+    one."""
+    if not prefix:  # at the top nothing but keys and values is a configuration
+        before, after = ({} if value is None else value for value in (before, after))
     if isinstance(before, dict) and isinstance(after, dict):
         names = [*before, *(name for name in after if name not in before)]
         return [
@@ -107,54 +132,92 @@ def differences(before: Any, after: Any, prefix: str = "") -> list[str]:
             for name in names
             for found in differences(before.get(name), after.get(name), f"{prefix}.{name}" if prefix else str(name))
         ]
-    return [] if before == after else [prefix]
+    return [] if before == after else [prefix or "(all of it)"]
 
 
 def _copied(value: Any) -> Any:
     return {key: _copied(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
-def _mistakes(error: ValidationError, schema: Any) -> list[str]:
-    """One phrase a mistake. Of a union, only the member that the `type` key names is blamed."""
-    errors = error.errors()
-    wrong_members = {e["loc"][:-1] for e in errors if e["loc"] and e["loc"][-1] == "type"}
-    ambiguous = {place[:-1] for place in wrong_members if place}
-    mistakes = []
-    for found in errors:
-        place = found["loc"]
-        if any(place[: len(member)] == member for member in wrong_members):
+# -- what is wrong, in words -------------------------------------------------------------------------------------------
+
+
+def _mistakes(errors: Sequence[Any], schema: Any, received: Any) -> list[str]:
+    """One phrase a mistake. Of a union of configurations, only the member that the `type` key names is blamed."""
+    places = [tuple(found["loc"]) for found in errors]
+    # Members of a union that another `type` rules out.
+    ruled_out = {
+        place[:-1]
+        for place in places
+        if len(place) > 1 and place[-1] == "type" and len(_keys(place[:-1], received)) < len(place) - 1
+    }
+    unions = {member[:-1] for member in ruled_out}
+    # Unions of which no member has the `type` that was received.
+    lost = {
+        union
+        for union in unions
+        if all(place[: len(union) + 1] in ruled_out for place in places if place[: len(union)] == union)
+    }
+    complaints: dict[str, str] = {}  # phrase up to what is expected -> what is expected
+    for found, place in zip(errors, places, strict=True):
+        inside = [member for member in ruled_out if place[: len(member)] == member]
+        if any(member[:-1] not in lost or place != (*member, "type") for member in inside):
             continue
-        mistakes.append(_phrase(found, place, schema))
-    if not mistakes:  # every member was refused for its type
-        for parent in sorted(ambiguous, key=str):
-            name = ".".join(str(part) for part in parent)
-            types_ = [found for found in errors if found["loc"][:-2] == parent and found["loc"][-1] == "type"]
-            known = sorted({str(found.get("ctx", {}).get("expected", "")).strip("'") for found in types_} - {""})
-            received = next((found["input"] for found in types_ if not isinstance(found["input"], dict)), None)
-            mistakes.append(f"key `{name}.type` is {received!r}, expected {' or '.join(known) or 'a known type'}")
-    return mistakes or [_phrase(found, found["loc"], schema) for found in errors]
+        begin, expected = _phrase(found, place, schema, received)
+        known = complaints.get(begin)
+        complaints[begin] = expected if known in (None, expected) else f"{known} or {expected}"
+    return [f"{begin}{expected}" for begin, expected in complaints.items()]
 
 
-def _phrase(found: Any, place: tuple[Any, ...], schema: Any) -> str:
-    # Names of union members stand in pydantic's place, but in no recipe.
-    name = ".".join(str(part) for part in place if not (isinstance(part, str) and part[:1].isupper()))
-    if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"unknown key `{name}`{suggestion(str(place[-1]), _known_keys(schema, place[:-1])) or ', remove it'}"
-    if found["type"] in ("missing", "missing_argument"):
-        return f"key `{name}` is missing, add it"
+def _phrase(found: Any, place: tuple[Any, ...], schema: Any, received: Any) -> tuple[str, str]:
+    """The phrase of one complaint, in two parts: members of a union differ in the second alone."""
+    missing = found["type"] in MISSING_KEY
+    keys = _keys(place[:-1] if missing else place, received) + ([place[-1]] if missing else [])
+    name = ".".join(str(key) for key in keys)
+    if found["type"] in UNKNOWN_KEY:
+        known = _known_keys(schema, place[:-1])
+        return f"unknown key `{name}`{suggestion(str(place[-1]), known) or f', known here: {", ".join(known)}'}", ""
+    if missing:
+        return f"key `{name}` is missing, add it", ""
     if found["type"] == "value_error":
-        return f"key `{name}`: {found['ctx']['error']}"
-    return f"key `{name}` is {found['input']!r}: {found['msg'][:1].lower()}{found['msg'][1:]}"
+        return f"key `{name}`: {found['ctx']['error']}" if name else str(found["ctx"]["error"]), ""
+    if found["type"] == "literal_error":
+        expected = str(found["ctx"]["expected"]).replace("'", "")
+    else:
+        expected = EXPECTED.get(found["type"]) or found["msg"].removeprefix("Input should be ")
+    return f"key `{name}` is {_shown(found['input'])}: expected ", expected
+
+
+def _keys(place: tuple[Any, ...], received: Any) -> list[Any]:
+    """The keys of a pydantic place: it also names the members of unions, which stand in no recipe."""
+    keys = []
+    for part in place:
+        if isinstance(received, Mapping) and part in received:
+            received = received[part]
+        elif isinstance(received, list) and isinstance(part, int) and part < len(received):
+            received = received[part]
+        else:
+            continue
+        keys.append(part)
+    return keys
+
+
+def _shown(value: Any) -> str:
+    """A received value as it could stand in the recipe."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
 def _known_keys(schema: Any, place: tuple[Any, ...]) -> list[str]:
-    """The keys that a section may hold, found by walking the types along a pydantic location."""
+    """The keys that a section may hold, found by walking the types along a pydantic place."""
     current: list[Any] = [schema]
     for part in place:
         following: list[Any] = []
         for kind in _members(current):
-            if getattr(kind, "__name__", None) == part:
+            if getattr(kind, "__name__", None) == part and not typing.get_origin(kind):
                 following.append(kind)
+            elif typing.get_origin(kind) in (dict, list, tuple):
+                following.append(typing.get_args(kind)[-1 if typing.get_origin(kind) is dict else 0])
             elif part in (hints := _hints(kind)):
                 following.append(hints[part])
         current = following
@@ -176,7 +239,10 @@ def _members(kinds: Iterable[Any]) -> list[Any]:
 
 
 def _hints(kind: Any) -> dict[str, Any]:
+    """The fields of a configuration and their types; none for anything else."""
     if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, BaseModel)):
-        hints = typing.get_type_hints(kind)
-        return {name: hint for name, hint in hints.items() if typing.get_origin(hint) is not typing.ClassVar}
+        fields = (
+            kind.model_fields if issubclass(kind, BaseModel) else {field.name for field in dataclasses.fields(kind)}
+        )
+        return {name: hint for name, hint in typing.get_type_hints(kind).items() if name in fields}
     return {}

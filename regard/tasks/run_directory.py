@@ -1,18 +1,17 @@
 """A run directory: the resolved recipe, who is training in it, and what came of it.
 
-    recipe.yaml     the recipe with every default filled in; resuming with another is refused
-    data/           tokenizers and prepared corpora
-    checkpoints/    what resuming needs
-    metrics.jsonl   losses and validations, a line each; tensorboard/ the same as events
-    model/          the best weights so far, at the end the finished model
-    result.json     scores of the finished model
+recipe.yaml     the recipe with every default filled in; resuming with another is refused
+data/           tokenizers and prepared corpora
+checkpoints/    what resuming needs
+metrics.jsonl   losses and validations, a line each; tensorboard/ the same as events
+model/          the best weights so far, at the end the finished model
+result.json     scores of the finished model
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +21,12 @@ import yaml
 
 from regard.errors import ConfigError, TrainingError
 from regard.tasks.recipe import differences
+from regard.training.disk import write_atomically
 
 RECIPE = "recipe.yaml"
 RESULT = "result.json"
+
+_ANEW = "restore it, or give another --run to start anew"
 
 
 @contextmanager
@@ -38,19 +40,24 @@ def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Pat
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the run ends)
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be used as a run directory ({error.strerror}); give another with --run") from None
+        why = f"cannot be used as a run directory ({_reason(error)})"
+        raise TrainingError(f"{folder}: {why}; give another with --run") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(f"{folder}: another process is training here; wait for it, or give another --run") from None
+        except BlockingIOError:
+            why = "another process is training here"
+            raise TrainingError(f"{folder}: {why}; wait for it, or give another --run") from None
+        except OSError as error:
+            why = f"this disk has no locks ({_reason(error)})"
+            raise TrainingError(f"{folder}: {why}; give a --run on a local disk") from None
         _keep_recipe(folder / RECIPE, recipe, origin)
         yield folder
 
 
 def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:
     if path.is_file():
-        changed = differences(yaml.safe_load(path.read_text(encoding="utf-8")), dict(recipe))
+        changed = differences(_kept_recipe(path), dict(recipe))
         if changed:
             keys = ", ".join(f"`{key}`" for key in changed)
             raise ConfigError(
@@ -61,11 +68,19 @@ def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:
     write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
 
 
+def _kept_recipe(path: Path) -> dict[str, Any]:
+    try:
+        kept = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read ({_reason(error)}); {_ANEW}") from None
+    if not isinstance(kept, dict):
+        raise ConfigError(f"{path}: damaged, expected the keys of a recipe; {_ANEW}")
+    return kept
+
+
 def write_text(path: Path, content: str) -> None:
-    """Writes a small file whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    os.replace(unfinished, path)
+    """Writes a small file whole or not at all. Raises: TrainingError when the disk does not take it."""
+    write_atomically(path, lambda file: file.write(content.encode()))
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
@@ -74,9 +89,20 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The finished run's scores, or None when it has not finished."""
+    """The finished run's scores, or None when it has not finished. Raises: TrainingError when the file is damaged."""
     path = folder / RESULT
     if not path.is_file():
         return None
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "delete it and run the same command to score the model again"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read ({_reason(error)}); {remedy}") from None
+    if not isinstance(result, dict):
+        raise TrainingError(f"{path}: damaged, expected an object with scores; {remedy}")
     return result
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, on one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -27,6 +27,7 @@ from regard.training.checkpoint import Checkpoints
 from regard.training.config import TrainingConfig
 from regard.training.monitor import Metrics, Silent, Watcher
 from regard.training.objective import Loss
+from regard.training.precision import changes, numerics, resolved_precision
 from regard.training.schedule import learning_rate
 
 STATE_VERSION = 2
@@ -245,7 +246,7 @@ class Trainer:
             "best": [self.best_step, self.best_score],
             "failures": self.failures,
             "metrics_size": size,
-            "numerics": self._numerics(),
+            "numerics": numerics(self.dtype, self.device),
         }
         self.checkpoints.save(self.step, state, stopped=stopped)
 
@@ -257,9 +258,7 @@ class Trainer:
 
     def _way_on(self) -> str:
         path = self.checkpoints.newest_path()
-        return (
-            f"run the same command to {f'go on from {path}' if path else 'begin anew, no checkpoint was written yet'}"
-        )
+        return "run the same command to " + (f"go on from {path}" if path else "begin anew: there is no checkpoint yet")
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the size of the metrics file that belongs to it."""
@@ -268,9 +267,7 @@ class Trainer:
             return 0
         if state.get("version") != STATE_VERSION:
             found = f"checkpoints of format {state.get('version')}, this regard goes on from {STATE_VERSION}"
-            raise TrainingError(
-                f"{self.checkpoints.folder}: {found}; use the regard that began the run, or another run"
-            )
+            raise TrainingError(f"{self.checkpoints.folder}: {found}; take the regard that wrote them, or another run")
         if (state["average"] is None) != (self.average is None):
             change = "training.ema_decay was switched on or off since this run began"
             raise TrainingError(f"{self.checkpoints.folder}: {change}; set it back, or start another run")
@@ -288,32 +285,21 @@ class Trainer:
         size: int = state["metrics_size"]
         return size
 
-    def _numerics(self) -> dict[str, str]:
-        """What the last bits depend on, beside the recipe."""
-        threads = torch.get_num_threads() if self.device.type == "cpu" else "any"
-        return {
-            "precision": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "threads": str(threads),
-            "torch": torch.__version__.split("+")[0],
-        }
-
     def _keep_numerics(self, before: dict[str, str]) -> None:
         """Goes on in the precision that the run began in; says what else has changed."""
-        if before["precision"] != str(self.dtype).removeprefix("torch."):
-            self.dtype = getattr(torch, before["precision"])
+        kept: torch.dtype = getattr(torch, before["precision"])
+        if kept != self.dtype:
             self.watcher.said(f"this run began in {before['precision']} and stays in it, whatever suits this machine")
-        now = self._numerics()
-        changed = [f"{name} {value}, now {now[name]}" for name, value in before.items() if value != now[name]]
-        if changed:
-            told = "; ".join(changed)
+            self.dtype = kept
+        if told := changes(before, numerics(self.dtype, self.device)):
             self.watcher.said(f"this run began with {told}: it goes on, but not bit for bit as it would have")
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def _finish(self) -> Summary:
         """Validates each way of finishing and leaves the best in the model."""
-        found = {name: weights for name in self.config.final if (weights := self._candidate(name)) is not None}
+        wanted = ((name, self._candidate(name)) for name in self.config.final)
+        found: dict[str, dict[str, Tensor]] = {name: weights for name, weights in wanted if weights is not None}
         found = found or {"last": self._own_weights()}
         candidates: dict[str, float] = {}
         for name, weights in found.items():
@@ -346,7 +332,7 @@ class Trainer:
         return weights
 
     def _own_weights(self) -> dict[str, Tensor]:
-        """A copy of what the last step came to."""
+        """What the last step came to, under the moving average where there is one."""
         return dict(self._kept_weights() or weights_of(self.model))
 
     # -- signals -------------------------------------------------------------------------------------------------------
@@ -388,26 +374,6 @@ def seed_dropout(seed: int, step: int, part: int) -> None:
     """Makes every random number of a part of a step a pure function of its place in the run."""
     mixed = np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(mixed >> np.uint64(1)))
-
-
-def resolved_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of large products: what was asked for, or for "auto" bfloat16 where the hardware multiplies it."""
-    if precision == "auto":
-        if device.type == "cuda":
-            capable = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            capable = _cpu_multiplies_bfloat16()
-        return torch.bfloat16 if capable else torch.float32
-    return torch.bfloat16 if precision == "bfloat16" else torch.float32
-
-
-def _cpu_multiplies_bfloat16() -> bool:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return False  # not Linux: float32 is right everywhere
-    return "avx512_bf16" in flags.split() or "amx_bf16" in flags.split()
 
 
 def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from regard.data.batches import TokenBudget
+from regard.data.fetch import Progress, cache_folder, fetch
 from regard.data.readers import DataSpec
 from regard.decoding.options import DecodingOptions
+from regard.errors import ConfigError
 from regard.inputs.text import TokenizerConfig
-from regard.models.encoder_decoder import EncoderDecoderConfig
+from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks.recipe import Section
 from regard.training.config import TrainingConfig
 
 ROLES = ("source", "target")
+SPLITS = ("train", "validation", "test")
+
+# Fields of model configurations that share a range, wherever they stand.
+COUNTS = ("model_dim", "num_layers", "heads", "kv_heads", "head_dim", "width", "attention_dim", "max_positions")
+POSITIVE = ("eps", "rotary_base")
+
+
+def _can_work(options: DecodingOptions) -> DecodingOptions:
+    options.check()
+    return options
+
+
+Decoding = Annotated[DecodingOptions, AfterValidator(_can_work)]
 
 
 class Download(Section):
     """A file that is publicly kept."""
 
-    url: str  # address; a name that ends in .gz is unpacked
-    sha256: str  # of the file as it lies under data.root, unpacked
+    url: str  # address; what ends in .gz is unpacked
+    # Of the file as it is kept: unpacked, Unicode line separators inside a line turned into spaces (see
+    # regard/data/fetch.py).
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
 
 
 class TranslateData(Section):
@@ -28,13 +50,15 @@ class TranslateData(Section):
 
     source_language: str  # ISO 639-1 code, e.g. "en"
     target_language: str
-    root: Path | None = None  # folder that the paths below are relative to
-    downloads: dict[str, Download] = {}  # file name under root -> where to fetch it when `root` is not given
+    # Folder that the paths below are relative to; itself relative to the working directory. When it is not given,
+    # files named in `downloads` are fetched into a cache, and all others are relative to the recipe's own folder.
+    root: Path | None = None
+    downloads: dict[str, Download] = Field(default_factory=dict)  # path as it stands below -> where it is publicly kept
     train: DataSpec
     validation: DataSpec
     test: DataSpec | None = None
     on_bad: Literal["skip", "stop"] = "skip"  # what a bad record does; it is counted and named either way
-    max_tokens: int = 256  # records longer than this on either side are bad
+    max_tokens: Annotated[int, Field(ge=1)] = 256  # records longer than this on either side are bad
     batch: TokenBudget
 
 
@@ -51,8 +75,8 @@ class Validation(Section):
 
     scoring: Literal["sacrebleu", "moses-lowercase"] = "sacrebleu"
     metric: Literal["bleu", "chrf", "exact_match"] = "bleu"
-    decoding: DecodingOptions = DecodingOptions()
-    max_sentences: int | None = None  # only the first so many; null: all
+    decoding: Decoding = DecodingOptions()
+    max_sentences: Annotated[int, Field(ge=1)] | None = None  # only the first so many; null: all
 
 
 class TranslateRecipe(Section):
@@ -65,7 +89,76 @@ class TranslateRecipe(Section):
     model: EncoderDecoderConfig
     training: TrainingConfig
     validation: Validation = Validation()
-    decoding: DecodingOptions = DecodingOptions(beam_size=5)  # of the finished model
-    decoding_batch_tokens: int = 4096  # padded source tokens decoded at once
-    # Further scorings of the test set beside detokenised sacreBLEU.
+    decoding: Decoding = DecodingOptions(beam_size=5)  # of the finished model
+    decoding_batch_tokens: Annotated[int, Field(ge=1)] = 4096  # padded source tokens decoded at once
+    # Scorings of the test set.
     report: tuple[Literal["sacrebleu", "moses-lowercase"], ...] = ("sacrebleu", "moses-lowercase")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TranslateRecipe:
+        """What no single part can see, found before any data is read. Raises: ConfigError."""
+        if self.tokenizers.joint and self.tokenizers.target is not None:
+            raise ConfigError(
+                "tokenizers.target is given though tokenizers.joint is true; remove it, or set joint to false"
+            )
+        if self.validation.metric == "chrf" and self.validation.scoring != "sacrebleu":
+            raise ConfigError(
+                f"validation.metric is chrf, which scoring {self.validation.scoring} does not give; set"
+                " validation.scoring to sacrebleu, or validation.metric to bleu"
+            )
+        problems = list(_out_of_range(self.model, "model"))
+        if problems:
+            raise ConfigError("; ".join(problems))
+        source, target = self.tokenizers.source, self.tokenizers.target or self.tokenizers.source
+        if self.model.tie == "all" and not self.tokenizers.joint:
+            raise ConfigError(
+                "model.tie is all though tokenizers.joint is false; set tokenizers.joint to true, or model.tie to decoder"
+            )
+        with torch.device("meta"):  # builds every part without memory: what does not fit says so
+            EncoderDecoder(source.vocab_size, target.vocab_size, self.model)
+        return self
+
+
+def with_root(recipe: TranslateRecipe, recipe_path: Path, progress: Progress | None = None) -> TranslateData:
+    """The recipe's data with every path made absolute; what is publicly kept is fetched when no `data.root` is given.
+
+    recipe_path: the recipe's file, whether it exists or not. progress: told about downloads. Given its own result as
+    data, it changes nothing.
+
+    Raises: DataError when something cannot be fetched, ConfigError for a root that is no folder.
+    """
+    data = recipe.data
+    specs: dict[str, DataSpec] = {name: spec for name in SPLITS if (spec := getattr(data, name)) is not None}
+    if data.root is not None:
+        root = data.root.expanduser().absolute()
+        if not root.is_dir():
+            raise ConfigError(f"{recipe_path}: `data.root` is {data.root}, but there is no such folder; give another")
+        return data.model_copy(update={"root": root, **{name: spec.resolved(root) for name, spec in specs.items()}})
+    cache = cache_folder(recipe_path.stem)
+    wanted: dict[str, tuple[str, str]] = {}
+    resolved: dict[str, DataSpec] = {}
+    for name, spec in specs.items():
+        paths = [spec.path] if isinstance(spec.path, str) else list(spec.path.values())
+        public = spec.format != "hub" and all(path in data.downloads for path in paths)
+        if public:
+            wanted |= {path: (data.downloads[path].url, data.downloads[path].sha256) for path in paths}
+        resolved[name] = spec.resolved(cache if public else recipe_path.absolute().parent)
+    if wanted:
+        fetch(wanted, cache, progress)
+    return data.model_copy(update=resolved)
+
+
+def _out_of_range(config: Any, place: str) -> Iterator[str]:
+    """A phrase for each number of a model's configuration that no model can have."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{place}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _out_of_range(value, name)
+        elif value is None:
+            continue
+        elif field.name in COUNTS and value < 1:
+            yield f"{name} is {value}, expected 1 or more"
+        elif field.name in POSITIVE and not value > 0:
+            yield f"{name} is {value}, expected above 0"
+        elif field.name == "dropout" and not 0.0 <= value < 1.0:
+            yield f"{name} is {value}, expected 0 to below 1"
