@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -130,9 +129,7 @@ def main() -> None:
         "bfloat16 attention in place of float32": with_narrow_attention,
         "a plain loss in place of the chunked one": lambda: step.run(plain_loss=True),
     }
-    print(
-        f"{arguments.threads} threads, {platform.machine()}, torch {torch.__version__}, {arguments.repeats} pairs each\n"
-    )
+    print(f"{arguments.threads} threads, torch {torch.__version__}, {arguments.repeats} pairs each\n")
     print("| alternative | its step, s | regard's step, s | ratio, median | spread |\n|---|---|---|---|---|")
     for name, alternative in alternatives.items():
         step.run(), alternative()

@@ -28,11 +28,9 @@ def main() -> None:
                 f"| `{metric['signature']}` |"
             )
     candidates = ", ".join(f"{name} {score:.2f}" for name, score in result["validation"]["candidates"].items())
-    print(
-        f"\n{result['parameters']:,} parameters, {result['steps']:,} steps; candidates on validation: {candidates}; ",
-        end="",
-    )
-    print(f"kept: {result['validation']['chosen']}. Prepared corpus sha256 `{result['data']['train']}`.\n")
+    print(f"\n{result['parameters']:,} parameters, {result['steps']:,} steps.")
+    print(f"Candidates on validation: {candidates}; kept: {result['validation']['chosen']}.")
+    print(f"Prepared corpus sha256 `{result['data']['train']}`.\n")
     print("| step | " + " | ".join(str(values["step"]) for values in curve) + " |")
     print("|---" * (len(curve) + 1) + "|")
     print("| validation BLEU | " + " | ".join(f"{values['validation_bleu']:.1f}" for values in curve) + " |")

@@ -15,7 +15,6 @@ import pytest
 
 import regard
 
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The design's order: a part may import itself and what stands before it.
 ORDER = (
@@ -24,7 +23,7 @@ ORDER = (
 # What `regard` needs for attention, models and training; anything heavier is imported where it is used.
 BARE = ("attention", "layers", "inputs", "data", "models", "decoding", "training")
 HEAVY = (
-    "pydantic yaml typer rich sacrebleu sacremoses matplotlib tensorboard datasets pyarrow babel num2words".split()  # noqa: SIM905
+    "pydantic yaml typer rich sacrebleu sacremoses matplotlib tensorboard datasets pyarrow babel num2words sentencex".split()  # noqa: SIM905
 )
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
 MOST_LINES = 500
@@ -59,7 +58,7 @@ def imported_parts(source: str, module: str, public: dict[str, str]) -> set[tupl
             package = module.split(".")[: -node.level] if node.level else []
             origin = ".".join([*package, *([node.module] if node.module else [])])
             for alias in node.names:
-                # `from regard import attend` reaches for the module that defines it; `from regard import lens` for lens.
+                # `from regard import attend` reaches for the module that defines it, `import lens` for lens.
                 add(node.lineno, public.get(alias.name, f"regard.{alias.name}") if origin == "regard" else origin)
         elif isinstance(node, ast.Call) and "import_module" in ast.unparse(node.func):
             for argument in node.args[:1]:

@@ -14,7 +14,7 @@ class Distribution:
     has_logsumexp: bool = False  # whether exp(score - logsumexp) gives the weight, so that fused kernels can serve it
 
     def weights(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(weights, logsumexp): [..., query_len, key_len] and [..., query_len] or None.
+        """(weights, logsumexp): [..., query_len, key_len] and [..., query_len] or None; logsumexp is detached.
 
         allowed: bool, broadcastable to scores; None allows everything. A row that may attend to nothing has weights 0
         and logsumexp -inf, never NaN.
@@ -29,10 +29,12 @@ class Softmax(Distribution):
     has_logsumexp = True
 
     def weights(self, scores: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        scores = scores if scores.dtype == torch.float64 else scores.float()
-        if allowed is not None:
-            scores = scores.masked_fill(~allowed, float("-inf"))
-        logsumexp = scores.logsumexp(dim=-1)
-        # An empty row has logsumexp -inf; subtracting 0 instead keeps both its weights and its gradient at 0.
-        finite = logsumexp.masked_fill(logsumexp == float("-inf"), 0.0)
-        return torch.exp(scores - finite[..., None]), logsumexp
+        # Normalised by its own sum: exp(s - logsumexp) would carry the rounding of the logsumexp into every weight.
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        if allowed is None:
+            return scores.softmax(-1), scores.detach().logsumexp(-1)
+        # An empty row is let attend to everything and then set to nothing, which keeps its gradient at 0 as well.
+        empty = ~allowed.any(dim=-1, keepdim=True)
+        scores = scores.masked_fill(~(allowed | empty), float("-inf"))
+        logsumexp = scores.detach().logsumexp(-1).masked_fill(empty[..., 0], float("-inf"))
+        return scores.softmax(-1).masked_fill(empty, 0.0), logsumexp

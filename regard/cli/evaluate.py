@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +18,13 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Data to score on: a file, SOURCE,TARGET text files, or a YAML mapping; the recipe's test set."),
+        typer.Option(help="What to score on: a file, SOURCE,TARGET text files, or a YAML mapping; else the recipe's."),
     ] = None,
     scoring: Annotated[
         str, typer.Option(help="sacrebleu, or moses-lowercase: normalised, lowercased, tokenised on both sides.")
     ] = "sacrebleu",
     beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; the recipe's unless given.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of one translation.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the translations here, a line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
@@ -32,6 +33,9 @@ def evaluate(
     """Translate a test set and print BLEU and chrF with sacreBLEU's signatures and bootstrap intervals."""
     if scoring not in SCORINGS:
         raise ConfigError(f"--scoring {scoring}: expected one of {', '.join(SCORINGS)}")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        problem = "is a folder" if output.is_dir() else f"no folder {output.parent}"
+        raise ConfigError(f"--output {output}: {problem}; give the path of a file in a folder that exists")
     from regard.tasks.load import load
     from regard.tasks.run_directory import write_text
     from regard.tasks.translate.evaluation import evaluate as evaluate_translation
@@ -42,12 +46,15 @@ def evaluate(
     if not isinstance(translator, Translator):
         raise ConfigError(f"{model}: not a translation model")
     pairs = evaluation_pairs(translator, data)
-    options = translator.config.decoding
-    if beam_size is not None:
-        options = replace(options, beam_size=beam_size)
+    changes = {"beam_size": beam_size, "max_length": max_length}
+    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    options = replace(translator.config.decoding, **given)
+    options.check()
+    typer.echo(f"translating {len(pairs):,} sentences", err=True)
     [found] = evaluate_translation(translator, pairs, [scoring], options=options)  # type: ignore[list-item]
     if output is not None:
-        write_text(output, "".join(text.replace("\n", " ") + "\n" for text in found.outputs))
+        lines = (text.replace("\r", " ").replace("\n", " ") for text in found.outputs)
+        write_text(output, "".join(line + "\n" for line in lines))
     if as_json:
         trivial = {metric.name: metric.value for metric in found.trivial.metrics}
         typer.echo(json.dumps({**found.scores.to_json(), "untranslated_source": trivial}, ensure_ascii=False))

@@ -1,45 +1,69 @@
-"""Where a command's input lines come from: arguments, files, standard input."""
+"""Where a command's input lines come from: arguments, files, standard input.
+
+One bad input of several does not stop the rest: it arrives as a `BadInput`, is reported where it stands, and the
+command ends with status 2 once everything else is done.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from regard.errors import ConfigError, DataError
+from regard.errors import ConfigError
 
 
-def input_lines(texts: Iterable[str], files: Iterable[Path]) -> list[str]:
-    """The given texts, with "-" standing for the lines of standard input, then the lines of the files.
+@dataclass(frozen=True)
+class BadInput:
+    """An input that cannot be used. message: what was received, and the remedy.
 
-    Raises: ConfigError when there is no input at all; DataError for a missing file or a line that is not UTF-8, by its
-    number.
+    is_line: it stands for one line, whose place in the output stays; otherwise for a file that gave no lines.
     """
-    lines: list[str] = []
-    given = False
-    for text in texts:
-        given = True
-        lines += decoded_lines(sys.stdin.buffer, "standard input") if text == "-" else [text]
+
+    message: str
+    is_line: bool = True
+
+
+def input_lines(texts: Sequence[str], files: Sequence[Path]) -> Iterator[str | BadInput]:
+    """The given texts, with "-" standing for the lines of standard input, then the lines of the files; streamed.
+
+    Raises: ConfigError when there is no input at all.
+    """
+    if not texts and not files:
+        raise ConfigError('nothing to do: give a text in quotes, --file PATH, or "-" for standard input')
+    return _lines(texts, files)
+
+
+def _lines(texts: Sequence[str], files: Sequence[Path]) -> Iterator[str | BadInput]:
+    for number, text in enumerate(texts, 1):
+        if text == "-":
+            yield from decoded_lines(sys.stdin.buffer, "standard input")
+        elif text.isascii() or text == text.encode("utf-8", "replace").decode():
+            yield text
+        else:  # the system hands on bytes that are not UTF-8 as half characters
+            yield BadInput(f"text {number}: not UTF-8; write it in a UTF-8 terminal, or give it with --file")
     for path in files:
-        given = True
         try:
             with path.open("rb") as file:
-                lines += decoded_lines(file, str(path))
+                yield from decoded_lines(file, str(path))
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror}); give a text file, a line each") from None
-    if not given:
-        raise ConfigError('nothing to do: give a text in quotes, --file PATH, or "-" for standard input')
-    return lines
+            message = f"{path}: cannot be read ({error.strerror}); give a text file, a line each"
+            yield BadInput(message, is_line=False)
 
 
-def decoded_lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a stream, decoded one by one so that a bad one is named."""
+def decoded_lines(stream: BinaryIO, name: str) -> Iterator[str | BadInput]:
+    """The lines of a stream, decoded one by one so that a bad one is named and the rest is used."""
     for number, line in enumerate(stream, 1):
+        if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
+            yield BadInput(f"{name}: UTF-16, expected UTF-8; convert it first (iconv -t UTF-8)", is_line=False)
+            return
+        line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
-            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at {error.start + 1}); convert it first, "
-                "for example with iconv"
-            ) from None
+            yield BadInput(
+                f"{name}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}, number {error.start + 1} of the "
+                "line); convert it first, for example with iconv"
+            )

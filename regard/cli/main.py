@@ -5,6 +5,8 @@ A user's mistake is one line on standard error and exit status 2; an interrupted
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 import warnings
@@ -47,7 +49,15 @@ def options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; ends the process with its status."""
-    sys.exit(run(arguments))
+    # Input is read as UTF-8 whatever the locale, so results are written as UTF-8 too.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    status = run(arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_output()
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -68,28 +78,47 @@ def run(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         typer.echo("regard: interrupted", err=True)
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # the latter is typer's answer to a closed pipe
+        _silence_output()
         return 0
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.filename is None and not full:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = "make room and run the same command again" if full else "check the path and its rights"
+        typer.echo(f"regard: error: {place}{(error.strerror or str(error)).lower()}; {remedy}", err=True)
+        return 2
     except Exception as error:
         usage = _usage_error(error)
         if usage is None:
             raise
-        typer.echo(f"regard: error: {usage}", err=True)
+        if usage:
+            typer.echo(f"regard: error: {usage}", err=True)
         return 2
     return status if isinstance(status, int) else 0
 
 
+def _silence_output() -> None:
+    """Whoever read the output has seen enough; Python would complain once more when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _usage_error(error: Exception) -> str | None:
-    """The message of a mistake in the command's own words (unknown option, missing argument), or None."""
+    """The message of a mistake in the command's own words (unknown option, missing argument), or None.
+
+    Empty where no command was given and the help was shown in answer.
+    """
     # Typer carries its own copy of click, so the kind of error is known by what it offers, not by its class.
     describe = getattr(error, "format_message", None)
     if describe is None:
         return None
+    message = " ".join(describe().split())
+    if not message:
+        return ""
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", "regard")
-    return f"{describe().rstrip('.')}; see `{command} --help`"
+    return f"{message.rstrip('.')}; see `{command} --help`"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run looks like on a terminal: a bar with tokens per second and time left, and lines above it.
 
-All of it goes to standard error, so that standard output holds results alone. Where standard error is no terminal, a line every so
-often takes the bar's place.
+All of it goes to standard error, so that standard output holds results alone. Where standard error is no terminal, a
+line every so often takes the bar's place.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class TrainingProgress:
             self.said(f"step {step:,} of {self._max_steps:,}, {told_loss}, {told_speed}")
 
     def said(self, message: str) -> None:
-        self.console.print(message, markup=False, soft_wrap=True)
+        self.console.print(message, markup=False, emoji=False, soft_wrap=True)
 
     def finish(self) -> None:
         """Takes the bar away; what was printed above it stays."""

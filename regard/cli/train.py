@@ -54,6 +54,7 @@ def summary(result: dict[str, Any], folder: Path) -> list[str]:
     for scores in result["test"]:
         for name, metric in scores["metrics"].items():
             low, high = metric["interval"]
-            lines.append(f"test {scores['scoring']} {name} {metric['value']:.2f} [{low:.2f}, {high:.2f}]  {metric['signature']}")
+            interval = f"[{low:.2f}, {high:.2f}]"
+            lines.append(f"test {scores['scoring']} {name} {metric['value']:.2f} {interval}  {metric['signature']}")
     lines.append(f"model: {folder / 'model'}")
     return lines

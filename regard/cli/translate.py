@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regard.cli.inputs import input_lines
-from regard.errors import ConfigError, RegardError
+from regard.cli.inputs import BadInput, input_lines
+from regard.errors import ConfigError
 
 if TYPE_CHECKING:
+    from regard.attention.record import AttentionRecord
+    from regard.decoding.options import DecodingOptions
     from regard.tasks.translate.result import Translation
+    from regard.tasks.translate.translator import Translator
 
 ENDINGS = (".html", ".png", ".svg", ".jsonl")
-LINES_AT_ONCE = 1000  # translated before the next are printed
+LINES_AT_ONCE = 1000  # translated before the next are read and these are printed
 
 
 def translate(
     model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
-    texts: Annotated[list[str] | None, typer.Argument(help='Texts; "-" reads standard input, a line each.')] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help='Texts; "-" reads standard input, a line each; after "--" a text may begin with "-".'),
+    ] = None,
     file: Annotated[list[Path] | None, typer.Option(help="Text file, a line each; may be given again.")] = None,
     beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; 1 is greedy.")] = None,
-    num_best: Annotated[int | None, typer.Option(help="Translations printed for each text.")] = None,
+    num_best: Annotated[
+        int | None, typer.Option(help="Translations of each text, printed as: number of the text, score, translation.")
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw at random in place of searching.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Of sampling; below 1 sharpens.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
@@ -38,18 +49,19 @@ def translate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
 ) -> None:
-    """Translate texts with a trained model. Long texts are translated sentence by sentence and joined."""
-    if attention is not None and attention.suffix not in ENDINGS:
-        raise ConfigError(f"--attention {attention}: the ending says the kind of file; known: {', '.join(ENDINGS)}")
-    if attention is not None and not attention.parent.is_dir():
-        raise ConfigError(f"--attention {attention}: no folder {attention.parent}; make it first")
+    """Translate texts with a trained model. Long texts are translated sentence by sentence and joined.
+
+    A line that is not UTF-8 is reported and the rest is done; an empty line, or {"error": ...} with --json, keeps its
+    place, and the exit status is 2.
+    """
+    _check_attention(attention)
     from regard.tasks.load import load
     from regard.tasks.translate.translator import Translator
 
     translator = load(model, device=device, dtype=dtype)
     if not isinstance(translator, Translator):
         raise ConfigError(f"{model}: not a translation model; train one with a recipe whose task is translate")
-    changes: dict[str, Any] = {
+    changes = {
         "beam_size": beam_size,
         "num_best": num_best,
         "temperature": temperature,
@@ -60,34 +72,82 @@ def translate(
         "max_length": max_length,
         "no_repeat_ngram": no_repeat_ngram,
     }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    options = translator.config.decoding
+    options = _options(translator.config.decoding, {k: v for k, v in changes.items() if v is not None}, sample=sample)
+    all_good = True
+    records: list[AttentionRecord] = []
+    number = 0  # of the text, from 1
+    for one in _translations(translator, texts or [], file or [], options, attention=attention is not None):
+        number += not isinstance(one, BadInput) or one.is_line
+        if isinstance(one, BadInput):
+            all_good = False
+            typer.echo(f"regard: error: {one.message}", err=True)
+        elif one.attention is not None:
+            records.append(one.attention)
+        for line in _printed(one, number, as_json=as_json, num_best=options.num_best):
+            typer.echo(line)
+    if attention is not None:
+        _write_attention(records, attention)
+    if not all_good:
+        raise typer.Exit(2)
+
+
+def _translations(
+    translator: Translator, texts: Sequence[str], files: Sequence[Path], options: DecodingOptions, *, attention: bool
+) -> Iterator[Translation | BadInput]:
+    """One item an input, in their order; read and translated LINES_AT_ONCE at a time."""
+    lines = input_lines(texts, files)
+    # Whoever types wants each answer before typing on.
+    at_once = 1 if "-" in texts and sys.stdin.isatty() else LINES_AT_ONCE
+    while part := list(itertools.islice(lines, at_once)):
+        good = [line for line in part if isinstance(line, str)]
+        done = iter(translator.translate(good, options, attention=attention))
+        for line in part:
+            yield line if isinstance(line, BadInput) else next(done)
+
+
+def _options(options: DecodingOptions, changes: dict[str, Any], *, sample: bool) -> DecodingOptions:
+    """The model's own options with those of the command line. Raises: ConfigError for what cannot work."""
     if sample:
         options = replace(options, sample=True, beam_size=1)
-    elif num_best is not None and beam_size is None:
-        changes["beam_size"] = max(num_best, options.beam_size)
+    elif "num_best" in changes and "beam_size" not in changes:
+        changes["beam_size"] = max(changes["num_best"], options.beam_size)
     options = replace(options, **changes)
     options.check()
-    lines = input_lines(texts or [], file or [])
-    records = []
-    for begin in range(0, len(lines), LINES_AT_ONCE):
-        found = translator.translate(lines[begin : begin + LINES_AT_ONCE], options, attention=attention is not None)
-        for translation in found:
-            _print(translation, as_json=as_json, num_best=options.num_best)
-        records += [translation.attention for translation in found if translation.attention is not None]
-    if attention is not None:
-        if not records:
-            raise RegardError(f"--attention {attention}: not written, every text was empty")
-        from regard.attention.record import WRITERS
-
-        WRITERS[attention.suffix](records, attention)
+    return options
 
 
-def _print(translation: Translation, *, as_json: bool, num_best: int) -> None:
+def _printed(found: Translation | BadInput, number: int, *, as_json: bool, num_best: int) -> list[str]:
+    """The lines of one input. number: its place among the inputs, from 1."""
+    if isinstance(found, BadInput):
+        if as_json:
+            return [json.dumps({"error": found.message}, ensure_ascii=False)]
+        return ([f"{number}\t\t"] if num_best > 1 else [""]) if found.is_line else []
     if as_json:
-        typer.echo(json.dumps(translation.to_json(), ensure_ascii=False))
-    elif num_best == 1:
-        typer.echo(translation.text)
-    else:
-        for one in (translation, *translation.alternatives):
-            typer.echo(f"{one.score:.4f}\t{one.text}")
+        return [json.dumps(found.to_json(), ensure_ascii=False)]
+    if num_best == 1:
+        return [_one_line(found.text)]
+    return [f"{number}\t{one.score:.4f}\t{_one_line(one.text)}" for one in (found, *found.alternatives)]
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", " ").replace("\n", " ")
+
+
+def _check_attention(path: Path | None) -> None:
+    """Refuses before anything is loaded what would fail after everything is translated."""
+    if path is None:
+        return
+    if path.suffix not in ENDINGS:
+        raise ConfigError(f"--attention {path}: the ending says the kind of file; known: {', '.join(ENDINGS)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--attention {path}: no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise ConfigError(f"--attention {path}: is a folder; give the path of a file")
+
+
+def _write_attention(records: list[AttentionRecord], path: Path) -> None:
+    if not records:
+        raise ConfigError(f"--attention {path}: not written, there was no text to translate; give one")
+    from regard.attention.record import WRITERS
+
+    WRITERS[path.suffix](records, path)

@@ -82,7 +82,7 @@ def with_overrides(recipe: Mapping[str, Any], overrides: Iterable[str]) -> dict[
             if not isinstance(child, dict):
                 section = ".".join(parents[: index + 1])
                 raise ConfigError(
-                    f"override `{override}`: `{section}` is {_shown(child)}, no section; override `{section}` as a whole"
+                    f"override `{override}`: `{section}` is {_shown(child)}, no section; override it whole"
                 )
             place = child
         place[last] = value
@@ -158,11 +158,15 @@ def _mistakes(errors: Sequence[Any], schema: Any, received: Any) -> list[str]:
         for union in unions
         if all(place[: len(union) + 1] in ruled_out for place in places if place[: len(union)] == union)
     }
+    deeper = {tuple(keys[:end]) for keys in (_keys(place, received) for place in places) for end in range(len(keys))}
     complaints: dict[str, str] = {}  # phrase up to what is expected -> what is expected
     for found, place in zip(errors, places, strict=True):
         inside = [member for member in ruled_out if place[: len(member)] == member]
         if any(member[:-1] not in lost or place != (*member, "type") for member in inside):
             continue
+        keys = _keys(place, received)
+        if len(keys) < len(place) and found["type"] in EXPECTED and tuple(keys) in deeper:
+            continue  # a member of a union that wants another kind of value; one that wants this kind complains inside
         begin, expected = _phrase(found, place, schema, received)
         known = complaints.get(begin)
         complaints[begin] = expected if known in (None, expected) else f"{known} or {expected}"
@@ -176,7 +180,7 @@ def _phrase(found: Any, place: tuple[Any, ...], schema: Any, received: Any) -> t
     name = ".".join(str(key) for key in keys)
     if found["type"] in UNKNOWN_KEY:
         known = _known_keys(schema, place[:-1])
-        return f"unknown key `{name}`{suggestion(str(place[-1]), known) or f', known here: {", ".join(known)}'}", ""
+        return f"unknown key `{name}`{suggestion(str(place[-1]), known) or ', known here: ' + ', '.join(known)}", ""
     if missing:
         return f"key `{name}` is missing, add it", ""
     if found["type"] == "value_error":
@@ -192,12 +196,11 @@ def _keys(place: tuple[Any, ...], received: Any) -> list[Any]:
     """The keys of a pydantic place: it also names the members of unions, which stand in no recipe."""
     keys = []
     for part in place:
-        if isinstance(received, Mapping) and part in received:
-            received = received[part]
-        elif isinstance(received, list) and isinstance(part, int) and part < len(received):
-            received = received[part]
-        else:
+        mapped = isinstance(received, Mapping) and part in received
+        listed = isinstance(received, list) and isinstance(part, int) and part < len(received)
+        if not (mapped or listed):
             continue
+        received = received[part]
         keys.append(part)
     return keys
 

@@ -9,14 +9,14 @@ from regard.tasks.translate.translator import TranslatorConfig
 
 
 def model_card(config: TranslatorConfig, evaluations: Sequence[Evaluation] | None) -> str:
-    """Markdown. evaluations: of the finished model; None while it is in training."""
+    """Markdown. evaluations: of the finished model, empty without a test set; None while it is in training."""
     data = config.training.get("data", {})
     lines = [
         f"# Translation {config.source_language} to {config.target_language}",
         "",
         f"A {config.model.encoder.type} encoder and a {config.model.decoder.type} decoder with "
-        f"{config.training.get('parameters', 0):,} parameters, trained with regard on {data.get('records', 0):,} sentence pairs "
-        f"(prepared corpus sha256 `{data.get('train', 'unknown')}`).",
+        f"{config.training.get('parameters', 0):,} parameters, trained with regard on "
+        f"{data.get('records', 0):,} sentence pairs (prepared corpus sha256 `{data.get('train', 'unknown')}`).",
         "",
         "## Use",
         "",
@@ -32,15 +32,14 @@ def model_card(config: TranslatorConfig, evaluations: Sequence[Evaluation] | Non
     elif not evaluations:
         lines.append("The recipe names no test set.")
     for evaluation in evaluations or ():
-        lines += [f"    {line}" for line in evaluation.scores.lines()]
-        trivial = ", ".join(f"{metric.name} {metric.value:.2f}" for metric in evaluation.trivial.metrics)
-        lines += [f"    the untranslated source, for comparison: {trivial}", ""]
+        lines += [*(f"    {line}" for line in evaluation.lines()), ""]
+    if not evaluations:
+        lines.append("")
     lines += [
-        "",
         "## Limits",
         "",
-        f"It knows the language of its training data. A text longer than {config.longest_source} tokens is translated sentence by "
-        "sentence. The complete recipe stands in `config.json` under `training`.",
+        f"It knows the language of its training data. A text longer than {config.longest_source} tokens is translated "
+        "sentence by sentence. The complete recipe stands in `config.json` under `training`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """`regard demo translate`: from nothing to a trained model and a picture of what it attends to, in about a minute.
 
-A small Transformer learns generated English to German phrases (see demo_corpus.py), is scored on phrases whose numbers and dates it
-has never seen, and its cross-attention is held against the alignment that the generator knows.
+A small Transformer learns generated English to German phrases (see demo_corpus.py), is scored on phrases whose numbers
+and dates it has never seen, and its cross-attention is held against the alignment that the generator knows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from regard.data.batches import TokenBudget
 from regard.data.readers import DataSpec
 from regard.decoding.force import force
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError
+from regard.errors import DataError, Interrupted
 from regard.inputs.embeddings import EmbeddingConfig
 from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.layers.attention import AttentionConfig
@@ -34,7 +34,7 @@ from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks import model_directory
-from regard.tasks.run_directory import RECIPE, write_text
+from regard.tasks.run_directory import write_text
 from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy
 from regard.tasks.translate.demo_corpus import Phrase, make_corpus
 from regard.tasks.translate.recipe import Tokenizers, TranslateData, TranslateRecipe, Validation
@@ -46,6 +46,7 @@ from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 700
 NUM_HELD_OUT = 1_200
+CONTENT = ("text", "run", "alignment.html", "alignment.png")
 _WORD_OR_MARKS = re.compile(r"[^\W_]+|[^\w\s]+")
 Span = tuple[int, int]
 
@@ -83,22 +84,22 @@ def demo(
     num_held_out: int = NUM_HELD_OUT,
     watcher: Watcher | None = None,
 ) -> Demo:
-    """Trains, scores and draws into `folder`: `run/` (a run directory), `alignment.html`, `alignment.png`.
+    """Trains, scores and draws into `folder`: what it learns from (`text/`), `run/`, `alignment.html`, `alignment.png`.
 
-    A `run/` of an earlier demo is replaced. num_steps: fewer for a quick look; the figures then mean less.
-    Raises: DataError when `folder/run` is something else than a run.
+    An earlier demo's are replaced. num_steps: fewer for a quick look; the figures then mean less.
+    Raises: DataError when `folder` holds anything else; Interrupted when it is stopped while it trains.
     """
     watcher = watcher or Silent()
-    run = folder / "run"
-    if run.exists():
-        if not (run / RECIPE).is_file():
-            raise DataError(f"{run}: exists and is no run of regard; give another folder with --out")
-        shutil.rmtree(run)
+    _make_room(folder)
+    text, run = folder / "text", folder / "run"
     corpus = make_corpus(seed, num_held_out=num_held_out)
     for name, phrases in (("train", corpus.train), ("validation", corpus.validation)):
-        _write_parallel(run / "text", name, phrases)
+        _write_parallel(text, name, phrases)
     began = time.monotonic()
-    train(recipe(run / "text", seed=seed, num_steps=num_steps), run, origin="the demo's recipe", watcher=watcher)
+    try:
+        train(recipe(text, seed=seed, num_steps=num_steps), run, origin="the demo's recipe", watcher=watcher)
+    except Interrupted:
+        raise Interrupted("the demo was stopped; the same command starts it anew") from None
     train_seconds = time.monotonic() - began
     translator = Translator.load(model_directory.read(run / "model"), "cpu", torch.float32)
     watcher.said(f"translating {len(corpus.held_out):,} held-out phrases")
@@ -117,6 +118,23 @@ def demo(
     )
     _show(result)
     return result
+
+
+def _make_room(folder: Path) -> None:
+    """Removes an earlier demo from `folder`. Raises: DataError when something else lies there."""
+    remedy = "give a new or empty folder with --out"
+    try:
+        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        foreign = [name for name in found if name not in CONTENT]
+        if "run" in found and not (folder / "text" / "train.en").is_file():
+            foreign.append("run")
+        if foreign:
+            raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
+        for name in ("run", "text"):  # in this order: what is left by a kill between the two is known again
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be used ({(error.strerror or str(error)).lower()}); {remedy}") from None
 
 
 def recipe(text: Path, *, seed: int, num_steps: int) -> TranslateRecipe:
@@ -158,8 +176,8 @@ def recipe(text: Path, *, seed: int, num_steps: int) -> TranslateRecipe:
 def alignment(translator: Translator, phrases: Sequence[Phrase]) -> AlignmentAccuracy:
     """How often cross-attention finds the source word of a number word, when the reference is forced.
 
-    It is read as the mean over all layers and heads: on validation phrases 99 %, against 98 % and 79 % for the mean of the
-    first and of the second layer, and 62 to 91 % for single heads.
+    It is read as the mean over all layers and heads: on validation phrases 99 %, against 98 % and 79 % for the mean of
+    the first and of the second layer, and 62 to 91 % for single heads.
     """
     weights, source_spans, target_spans = [], [], []
     for begin in range(0, len(phrases), 128):
@@ -201,7 +219,9 @@ def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _worth_showing(phrases: Sequence[Phrase], count: int = 4) -> list[Phrase]:
     """A few held-out phrases of different kinds; the first has tens and units, which German turns round."""
-    turned = [phrase for phrase in phrases if phrase.kind == "number" and "-" in phrase.source and len(phrase.links) >= 3]
+    turned = [
+        phrase for phrase in phrases if phrase.kind == "number" and "-" in phrase.source and len(phrase.links) >= 3
+    ]
     chosen = turned[:1]
     for kind in ("number and date", "range", "date", "number"):
         chosen += [phrase for phrase in phrases if phrase.kind == kind and phrase not in chosen][:1]
@@ -221,10 +241,10 @@ def _show(result: Demo) -> None:
         targets = pieces[translation.text] = _pieces(translation.text, [link.target_span for link in links])
         expected.append([(targets.index(link.target_span), sources.index(link.source_span)) for link in links])
     notes = [
-        f"{result.exact_match:.1%} of {result.num_held_out:,} held-out phrases are translated exactly; none of their numbers and "
-        "dates occurs in training.",
-        f"For {result.alignment.accuracy:.1%} of the number words, the source word with most attention is the known one "
-        f"(chance: {result.alignment.chance:.1%}). Known links are outlined.",
+        f"{result.exact_match:.1%} of {result.num_held_out:,} held-out phrases are translated exactly; none of their "
+        "numbers and dates occurs in training.",
+        f"For {result.alignment.accuracy:.1%} of the number words, the source word with most attention is the known "
+        f"one (chance: {result.alignment.chance:.1%}). Known links are outlined.",
     ]
     title = "regard demo: English to German"
     write_page(records, result.page, title=title, notes=notes, expected=expected, words=pieces.__getitem__)

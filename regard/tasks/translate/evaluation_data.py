@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from regard.data.readers import DataSpec, read
-from regard.errors import ConfigError
+from regard.errors import ConfigError, DataError
 from regard.tasks.recipe import validated
 from regard.tasks.translate.recipe import ROLES
 from regard.tasks.translate.translator import Translator
@@ -23,7 +23,10 @@ def evaluation_pairs(translator: Translator, spec: str | None) -> list[tuple[str
     known: dict[str, Any] = translator.config.training.get("recipe", {}).get("data", {})
     if not known.get("test"):
         raise ConfigError("evaluate: the model's recipe names no test set; give one with --data SOURCE,TARGET")
-    return pairs(validated(DataSpec, known["test"], "the model's recipe"))
+    try:
+        return pairs(validated(DataSpec, known["test"], "the model's recipe"))
+    except DataError as error:  # a model travels, its test set may not
+        raise DataError(f"{error}; or name the test set with --data SOURCE,TARGET") from None
 
 
 def pairs(spec: DataSpec) -> list[tuple[str, str]]:
@@ -34,8 +37,8 @@ def pairs(spec: DataSpec) -> list[tuple[str, str]]:
 def parsed_spec(text: str) -> DataSpec:
     """A data specification out of one word of a command line.
 
-    "test.tsv": one file with both sides. "test.en,test.de": parallel text, source first. "{path: x.csv, columns: {source: en,
-    target: de}}": the mapping that a recipe would hold.
+    "test.tsv": one file with both sides. "test.en,test.de": parallel text, source first. "{path: x.csv, columns:
+    {source: en, target: de}}": the mapping that a recipe would hold.
     """
     if text.lstrip().startswith("{"):
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from regard.data.batches import TokenBudget
 from regard.data.fetch import Progress, cache_folder, fetch
@@ -28,6 +28,12 @@ COUNTS = ("model_dim", "num_layers", "heads", "kv_heads", "head_dim", "width", "
 POSITIVE = ("eps", "rotary_base")
 
 
+def _sha256(text: str) -> str:
+    if len(text) != 64 or set(text.lower()) - set("0123456789abcdef"):
+        raise ValueError("expected the 64 hexadecimal digits that sha256sum prints")
+    return text
+
+
 def _can_work(options: DecodingOptions) -> DecodingOptions:
     options.check()
     return options
@@ -42,7 +48,7 @@ class Download(Section):
     url: str  # address; what ends in .gz is unpacked
     # Of the file as it is kept: unpacked, Unicode line separators inside a line turned into spaces (see
     # regard/data/fetch.py).
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$")]
+    sha256: Annotated[str, AfterValidator(_sha256)]
 
 
 class TranslateData(Section):
@@ -106,31 +112,41 @@ class TranslateRecipe(Section):
                 f"validation.metric is chrf, which scoring {self.validation.scoring} does not give; set"
                 " validation.scoring to sacrebleu, or validation.metric to bleu"
             )
-        problems = list(_out_of_range(self.model, "model"))
-        if problems:
-            raise ConfigError("; ".join(problems))
-        source, target = self.tokenizers.source, self.tokenizers.target or self.tokenizers.source
+        check_ranges(self.model)
         if self.model.tie == "all" and not self.tokenizers.joint:
             raise ConfigError(
-                "model.tie is all though tokenizers.joint is false; set tokenizers.joint to true, or model.tie to decoder"
+                "model.tie is all though tokenizers.joint is false; set tokenizers.joint to true, or model.tie to"
+                " decoder"
             )
-        with torch.device("meta"):  # builds every part without memory: what does not fit says so
-            EncoderDecoder(source.vocab_size, target.vocab_size, self.model)
+        widths = self.model.encoder.model_dim, self.model.decoder.model_dim
+        if self.model.tie == "all" and len(set(widths)) > 1:
+            raise ConfigError(
+                f"model.tie is all, but model.encoder.model_dim is {widths[0]} and model.decoder.model_dim {widths[1]};"
+                " make them equal, or set model.tie to decoder"
+            )
+        _refuse_what_cannot_be_built(self.model)
         return self
+
+
+def check_ranges(config: EncoderDecoderConfig) -> None:
+    """Raises: ConfigError naming every number that no model can have."""
+    problems = list(_out_of_range(config, "model"))
+    if problems:
+        raise ConfigError("; ".join(problems))
 
 
 def with_root(recipe: TranslateRecipe, recipe_path: Path, progress: Progress | None = None) -> TranslateData:
     """The recipe's data with every path made absolute; what is publicly kept is fetched when no `data.root` is given.
 
-    recipe_path: the recipe's file, whether it exists or not. progress: told about downloads. Given its own result as
-    data, it changes nothing.
+    The result names no downloads: where its files came from is no part of what a run is. recipe_path: the recipe's
+    file, whether it exists or not. progress: told about downloads. Given its own result as data, it changes nothing.
 
     Raises: DataError when something cannot be fetched, ConfigError for a root that is no folder.
     """
     data = recipe.data
     specs: dict[str, DataSpec] = {name: spec for name in SPLITS if (spec := getattr(data, name)) is not None}
     if data.root is not None:
-        root = data.root.expanduser().absolute()
+        root = data.root.expanduser().resolve()
         if not root.is_dir():
             raise ConfigError(f"{recipe_path}: `data.root` is {data.root}, but there is no such folder; give another")
         return data.model_copy(update={"root": root, **{name: spec.resolved(root) for name, spec in specs.items()}})
@@ -142,10 +158,21 @@ def with_root(recipe: TranslateRecipe, recipe_path: Path, progress: Progress | N
         public = spec.format != "hub" and all(path in data.downloads for path in paths)
         if public:
             wanted |= {path: (data.downloads[path].url, data.downloads[path].sha256) for path in paths}
-        resolved[name] = spec.resolved(cache if public else recipe_path.absolute().parent)
+        resolved[name] = spec.resolved(cache if public else recipe_path.resolve().parent)
     if wanted:
         fetch(wanted, cache, progress)
-    return data.model_copy(update=resolved)
+    return data.model_copy(update={"downloads": {}, **resolved})
+
+
+def _refuse_what_cannot_be_built(config: EncoderDecoderConfig) -> None:
+    """Builds the model with one layer (all are alike) and few words, so that each part's own checks speak up."""
+    sides: dict[str, Any] = {"encoder": config.encoder, "decoder": config.decoder}
+    for name, side in sides.items():
+        if hasattr(side, "num_layers"):
+            sides[name] = dataclasses.replace(side, num_layers=1)
+    num_words = 5
+    with torch.random.fork_rng(devices=[]):  # initialisation draws random numbers that belong to somebody else
+        EncoderDecoder(num_words, num_words, dataclasses.replace(config, **sides))
 
 
 def _out_of_range(config: Any, place: str) -> Iterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,41 +16,63 @@ from torch import nn
 
 from regard.data.batches import Batch, BatchStream
 from regard.data.corpus import Corpus, prepare, sha256_of_files
+from regard.data.fetch import Progress
 from regard.data.readers import DataSpec, read
 from regard.data.records import BadRecords
-from regard.errors import ConfigError, DataError
-from regard.inputs.text import Tokenizer
+from regard.errors import ConfigError, DataError, RegardError
+from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.tasks import run_directory
 from regard.tasks.recipe import plain
 from regard.tasks.translate.card import model_card
 from regard.tasks.translate.evaluation import Evaluation, evaluate
-from regard.tasks.translate.recipe import ROLES, TranslateData, TranslateRecipe
+from regard.tasks.translate.recipe import ROLES, TranslateData, TranslateRecipe, with_root
 from regard.tasks.translate.scoring import Scoring, score
 from regard.tasks.translate.translator import Translator, TranslatorConfig
 from regard.training.loop import Summary, Trainer
 from regard.training.monitor import Silent, Watcher
 from regard.training.objective import Loss, cross_entropy
 
+# What a run that never began may leave in its folder.
+LEFTOVERS = {".lock", f"{run_directory.RECIPE}.unfinished"}
 
-def train(recipe: TranslateRecipe, folder: Path, *, origin: str = "recipe", watcher: Watcher | None = None) -> dict[str, Any]:
+
+def train(
+    recipe: TranslateRecipe, folder: Path, *, origin: str = "recipe", watcher: Watcher | None = None
+) -> dict[str, Any]:
     """Trains, or goes on with, the run in `folder`; returns its result (also in result.json).
 
-    origin: what to name in errors, usually the recipe's path. A finished run returns its result at once.
-    Raises: any RegardError; the run directory is then usable by the same command.
+    origin: the recipe's path, to which its paths are relative, or what else to name in errors. A finished run returns
+    its result at once.
+    Raises: any RegardError; the run directory is then usable by the same command, and by any other where the mistake
+    was found before the first step.
     """
     watcher = watcher or Silent()
-    if recipe.data.root is not None:
-        recipe = recipe.model_copy(update={"data": _resolved(recipe.data)})
+    recipe = recipe.model_copy(update={"data": with_root(recipe, Path(origin), _downloads_told(watcher))})
+    is_new = not (folder / run_directory.RECIPE).is_file()
+    if is_new and folder.is_dir():
+        foreign = sorted({path.name for path in folder.iterdir()} - LEFTOVERS)
+        if foreign:
+            remedy = "give a new or empty folder with --run"
+            raise ConfigError(f"{folder}: holds {foreign[0]} and no {run_directory.RECIPE}, so it is no run; {remedy}")
     with run_directory.opened(folder, json.loads(json.dumps(plain(recipe))), origin):
         result = run_directory.read_result(folder)
         if result is not None:
             watcher.said(f"{folder}: this run has finished; its result follows")
             return result
-        return _train(recipe, folder, watcher)
+        try:
+            return _train(recipe, folder, watcher)
+        except RegardError:
+            if is_new and not (folder / "metrics.jsonl").exists():  # it failed before the first step: nothing to resume
+                (folder / run_directory.RECIPE).unlink(missing_ok=True)
+                shutil.rmtree(folder / "data", ignore_errors=True)
+            raise
 
 
 def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str, Any]:
+    # All data is looked at before the first step: what is wrong with the test set shows now, not hours later.
+    validation, bad_validation = _pairs(recipe.data, "validation", watcher, recipe.validation.max_sentences)
+    test, bad_test = _pairs(recipe.data, "test", watcher)
     source, target = tokenizers(recipe, folder / "data", watcher)
     corpus = corpora(recipe, folder / "data", source, target, watcher)
     torch.manual_seed(recipe.seed)
@@ -57,13 +80,21 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
     longest = int(corpus.lengths("source").max())
     about: dict[str, Any] = {
         "recipe": json.loads(json.dumps(plain(recipe))),
-        "data": {"train": corpus.sha256, "records": len(corpus), "tokenizer": source.fingerprint()},
+        "data": {
+            "train": corpus.sha256,
+            "records": len(corpus),
+            "tokenizer": source.fingerprint(),
+            "bad_records": {
+                "train": corpus.description["bad_records"],
+                "validation": bad_validation.to_record(),
+                "test": bad_test.to_record(),
+            },
+        },
         "parameters": model.num_parameters(),
     }
     config = TranslatorConfig(
         recipe.data.source_language, recipe.data.target_language, recipe.model, recipe.decoding, longest, about
     )
-    validation = list(_pairs(recipe.data.validation, recipe.data, recipe.validation.max_sentences))
 
     def translator(trained: nn.Module) -> Translator:
         assert isinstance(trained, EncoderDecoder)
@@ -91,22 +122,21 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
     )
     began = time.monotonic()
     summary = trainer.run()
-    return _finished(recipe, folder, translator(model), config, summary, time.monotonic() - began, watcher)
+    return _finished(recipe, folder, translator(model), test, summary, time.monotonic() - began)
 
 
 def _finished(
     recipe: TranslateRecipe,
     folder: Path,
     translator: Translator,
-    config: TranslatorConfig,
+    test: list[tuple[str, str]],
     summary: Summary,
     seconds: float,
-    watcher: Watcher,
 ) -> dict[str, Any]:
+    config = translator.config
     evaluations: list[Evaluation] = []
-    if recipe.data.test is not None:
-        pairs = list(_pairs(recipe.data.test, recipe.data))
-        evaluations = evaluate(translator, pairs, recipe.report, batch_tokens=recipe.decoding_batch_tokens)
+    if test:
+        evaluations = evaluate(translator, test, recipe.report, batch_tokens=recipe.decoding_batch_tokens)
     result = {
         "task": "translate",
         "steps": summary.step,
@@ -122,7 +152,6 @@ def _finished(
         folder / "model", model_card(finished, evaluations)
     )
     run_directory.write_result(folder, result)
-    watcher.said(f"finished: {folder / 'model'}")
     return result
 
 
@@ -142,7 +171,9 @@ def objective(label_smoothing: float) -> Any:
     return loss
 
 
-def validation_scores(translator: Translator, pairs: list[tuple[str, str]], recipe: TranslateRecipe) -> dict[str, float]:
+def validation_scores(
+    translator: Translator, pairs: list[tuple[str, str]], recipe: TranslateRecipe
+) -> dict[str, float]:
     """BLEU, chrF and the share of exact matches of really decoded validation text."""
     texts = [source for source, _ in pairs]
     references = [target for _, target in pairs]
@@ -168,24 +199,30 @@ def validation_scores(translator: Translator, pairs: list[tuple[str, str]], reci
 def tokenizers(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> tuple[Tokenizer, Tokenizer]:
     """The source's and the target's tokenizer, trained on the training text and kept in `folder`."""
     config = recipe.tokenizers
-    if config.joint and config.target is not None:
-        raise ConfigError("tokenizers.target is given though tokenizers.joint is true; remove it, or set joint to false")
-    folder.mkdir(parents=True, exist_ok=True)
     if config.joint:
-        path = folder / "tokenizer.json"
-        if not path.is_file():
-            watcher.said(f"learning a joint vocabulary of {config.source.vocab_size:,} subwords")
-            Tokenizer.train(_texts(recipe.data, ROLES), config.source).save(path)
-        joint = Tokenizer.load(path)
+        joint = _tokenizer(recipe.data, ROLES, config.source, "source", folder / "tokenizer.json", watcher)
         return joint, joint
-    made = []
-    for role, one in zip(ROLES, (config.source, config.target or config.source), strict=True):
-        path = folder / f"tokenizer.{role}.json"
-        if not path.is_file():
-            watcher.said(f"learning {one.vocab_size:,} subwords of the {role}")
-            Tokenizer.train(_texts(recipe.data, (role,)), one).save(path)
-        made.append(Tokenizer.load(path))
-    return made[0], made[1]
+    key = "source" if config.target is None else "target"
+    return (
+        _tokenizer(recipe.data, ("source",), config.source, "source", folder / "tokenizer.source.json", watcher),
+        _tokenizer(
+            recipe.data, ("target",), config.target or config.source, key, folder / "tokenizer.target.json", watcher
+        ),
+    )
+
+
+def _tokenizer(
+    data: TranslateData, roles: Sequence[str], config: TokenizerConfig, key: str, path: Path, watcher: Watcher
+) -> Tokenizer:
+    """The tokenizer at `path`, trained on the text of `roles` where there is none. key: in the recipe."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        watcher.said(f"learning a vocabulary of {config.vocab_size:,} subwords from {' and '.join(roles)}")
+        try:
+            Tokenizer.train(_texts(data, roles), config).save(path)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("tokenizer.vocab_size", f"tokenizers.{key}.vocab_size")) from None
+    return Tokenizer.load(path)
 
 
 def corpora(recipe: TranslateRecipe, folder: Path, source: Tokenizer, target: Tokenizer, watcher: Watcher) -> Corpus:
@@ -220,13 +257,28 @@ def _texts(data: TranslateData, roles: Iterable[str]) -> Iterator[str]:
             yield record.fields[role]
 
 
-def _pairs(spec: DataSpec, data: TranslateData, limit: int | None = None) -> Iterator[tuple[str, str]]:
-    for record in read(spec, ROLES, on_bad=data.on_bad, limit=limit):
-        yield record.fields["source"], record.fields["target"]
+def _pairs(
+    data: TranslateData, name: str, watcher: Watcher, limit: int | None = None
+) -> tuple[list[tuple[str, str]], BadRecords]:
+    """(source, target) of the part of the data called `name`, none where there is no such part; and its bad records."""
+    report = BadRecords()
+    spec: DataSpec | None = getattr(data, name)
+    if spec is None:
+        return [], report
+    records = read(spec, ROLES, on_bad=data.on_bad, report=report, limit=limit)
+    pairs = [(record.fields["source"], record.fields["target"]) for record in records]
+    if report:
+        watcher.said(f"{name} data: {report.summary()}")
+    return pairs, report
 
 
-def _resolved(data: TranslateData) -> TranslateData:
-    assert data.root is not None
-    root = data.root.resolve()
-    specs = {name: spec.resolved(root) for name in ("train", "validation", "test") if (spec := getattr(data, name))}
-    return data.model_copy(update={"root": root, **specs})
+def _downloads_told(watcher: Watcher) -> Progress:
+    """Tells the watcher of each file that is fetched, once."""
+    told: set[str] = set()
+
+    def progress(name: str, received: int, size: int | None) -> None:
+        if name not in told:
+            told.add(name)
+            watcher.said(f"fetching {name}" + ("" if size is None else f", {size / 1e6:.1f} MB"))
+
+    return progress

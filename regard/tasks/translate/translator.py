@@ -14,17 +14,23 @@ import torch
 
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observe
-from regard.data.batches import TokenBudget, cut
+from regard.data.batches import TokenBudget
+from regard.data.batches import cut as cut_batches
+from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
-from regard.errors import DataError, ModelFileError
+from regard.errors import ConfigError, DataError, ModelFileError, ShapeError
 from regard.inputs.sentences import split_long
-from regard.inputs.text import Encoded, Tokenizer
+from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
 from regard.tasks.recipe import plain, validated
+from regard.tasks.translate.recipe import ROLES, check_ranges
 from regard.tasks.translate.result import Translation, joined, translation_of
 from regard.training.averaging import load_weights, weights_of
+
+UNSPACED = ("ja", "yue", "zh")  # languages whose sentences follow each other without a space
+PLACE_BITS = 40  # of a sample's number, for the text; the rest is for the piece
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,11 @@ class TranslatorConfig:
     # The longest source that training saw, in tokens; a longer text is translated sentence by sentence.
     longest_source: int
     training: dict[str, Any]  # where the model comes from: recipe, data hash, scores; for people and for `evaluate`
+
+    def __post_init__(self) -> None:
+        self.decoding.check()
+        if self.longest_source < 1:
+            raise ConfigError(f"longest_source is {self.longest_source}, expected 1 or more")
 
 
 class Translator:
@@ -54,23 +65,23 @@ class Translator:
         cls, directory: model_directory.ModelDirectory, device: torch.device | str, dtype: torch.dtype
     ) -> Translator:
         """The model that `save` wrote. Raises: ModelFileError when the files do not fit each other."""
+        path = directory.path / model_directory.CONFIG
         about = {field.name: directory.config.get(field.name) for field in dataclasses.fields(TranslatorConfig)}
-        config = validated(TranslatorConfig, about, str(directory.path / model_directory.CONFIG))
+        source, target = (_tokenizer(directory, role) for role in ROLES)
         try:
-            source, target = (
-                Tokenizer.from_json(directory.texts[directory.config["tokenizers"][side]], name=side)
-                for side in ("source", "target")
-            )
-        except (KeyError, TypeError):
-            raise ModelFileError(f"{directory.path}: a tokenizer is missing; copy the model directory again") from None
-        model = EncoderDecoder(len(source), len(target), config.model)
+            config = validated(TranslatorConfig, about, str(path))
+            check_ranges(config.model)
+            model = EncoderDecoder(len(source), len(target), config.model)
+        except (ConfigError, ShapeError) as error:  # written by a program, so it is the file that is wrong
+            reason = str(error).removeprefix(f"{path}: ")
+            raise ModelFileError(f"{path}: damaged ({reason}); copy the model directory again") from None
         wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         found = {name: tuple(tensor.shape) for name, tensor in directory.weights.items()}
         if wanted != found:
             wrong = sorted({name for name in wanted | found if wanted.get(name) != found.get(name)})
             raise ModelFileError(
                 f"{directory.path}: {len(wrong)} weights do not fit the configuration, e.g. {wrong[0]} "
-                f"({found.get(wrong[0], 'missing')}, expected {wanted.get(wrong[0], 'none')}); copy the directory again"
+                f"({_shape(found.get(wrong[0]))}, expected {_shape(wanted.get(wrong[0]))}); copy the directory again"
             )
         load_weights(model, directory.weights)
         return cls(model.to(device=device, dtype=dtype), source, target, config)
@@ -95,32 +106,42 @@ class Translator:
         attention: bool = True,
         split: bool = True,
         batch_tokens: int = 4096,
+        first_number: int = 0,
         **changes: Any,
     ) -> list[Translation]:
         """Translates each text; the result has the same order.
 
         options: how to search; the model's own recipe unless given. changes: single fields of it, as in beam_size=1.
-        attention: also return what was attended to. split: translate a text that is longer than any in training sentence by
-        sentence. batch_tokens: padded source tokens decoded at once, times the beam.
+        attention: also return what was attended to. split: translate a text that is longer than any in training
+        sentence by sentence. batch_tokens: padded source tokens decoded at once, times the beam. first_number: the
+        number of the first text where these are part of a longer series; samples depend on a text's number, not on
+        its company.
 
-        An empty text has an empty translation. Raises: ConfigError for options that cannot work; DataError for something
-        that is not text.
+        An empty text has an empty translation without attention. Raises: ConfigError for options that cannot work;
+        DataError for something that is not text.
         """
-        options = dataclasses.replace(options or self.config.decoding, **changes)
+        options = options or self.config.decoding
+        if changes:
+            options = validated(DecodingOptions, {**plain(options), **changes}, "translate")
         options.check()
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")
-        pieces: list[tuple[int, int, str]] = []  # (which text, where in it, the piece)
-        for index, text in enumerate(texts):
-            limit = self.config.longest_source if split else None
-            pieces += [(index, begin, piece) for begin, piece in split_long(text, self._count, limit)]
-        encoded = self.source_tokenizer.encode([piece for _, _, piece in pieces])
-        done = self._translate_pieces([piece for _, _, piece in pieces], encoded, options, attention, batch_tokens)
+        limit = self.config.longest_source if split else None
+        cuts = [split_long(text, self._count, limit, self.config.source_language) for text in texts]
+        pieces = [piece for cut in cuts for _, piece in cut]
+        # A piece's number says which text it is of and which of its pieces, whatever became of the other texts.
+        numbers = [
+            first_number + number + (place << PLACE_BITS)
+            for number, cut in enumerate(cuts)
+            for place in range(len(cut))
+        ]
+        done = iter(self._translate_pieces(pieces, np.array(numbers, dtype=np.int64), options, attention, batch_tokens))
+        separator = "" if self.config.target_language in UNSPACED else " "
         results = []
-        for index, text in enumerate(texts):
-            mine = [(begin, result) for (owner, begin, _), result in zip(pieces, done, strict=True) if owner == index]
-            if mine:
-                results.append(joined(text, [result for _, result in mine], [begin for begin, _ in mine]))
+        for text, cut in zip(texts, cuts, strict=True):
+            if cut:
+                mine = [next(done) for _ in cut]
+                results.append(joined(text, mine, [begin for begin, _ in cut], separator))
             else:
                 results.append(Translation(text, "", 0.0, (), None))
         return results
@@ -129,16 +150,18 @@ class Translator:
         return len(self.source_tokenizer.encode_ids([text])[0]) + 1
 
     def _translate_pieces(
-        self, texts: list[str], encoded: list[Encoded], options: DecodingOptions, attention: bool, batch_tokens: int
+        self, texts: list[str], numbers: np.ndarray, options: DecodingOptions, attention: bool, batch_tokens: int
     ) -> list[Translation]:
+        """Each text as one sentence, in their order. numbers: [texts], what each one's samples are drawn from."""
+        encoded = self.source_tokenizer.encode(texts)
         lengths = np.array([len(one.ids) + 1 for one in encoded], dtype=np.int64)
         if not len(lengths):
             return []
         order = np.argsort(lengths, kind="stable")
         budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
         results: list[Translation | None] = [None] * len(texts)
-        for rows in np.split(order, cut(lengths[order], budget)[:-1]):
-            batch = self._decode([encoded[row].ids for row in rows], rows, options, attention)
+        for rows in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+            batch = self._decode([encoded[row].ids for row in rows], numbers[rows], options, attention)
             for row, hypotheses in zip(rows, batch, strict=True):
                 results[row] = translation_of(texts[row], encoded[row], hypotheses, self.target_tokenizer)
         assert all(result is not None for result in results), "every piece stands in one batch"
@@ -147,7 +170,7 @@ class Translator:
     @torch.no_grad()
     def _decode(
         self, ids: list[list[int]], numbers: np.ndarray, options: DecodingOptions, attention: bool
-    ) -> list[list[Any]]:
+    ) -> list[list[Hypothesis]]:
         device = next(self.model.parameters()).device
         lengths = torch.tensor([len(one) + 1 for one in ids])
         source = torch.full((len(ids), int(lengths.max())), Tokenizer.PAD)
@@ -164,3 +187,18 @@ class Translator:
             observe=Observe(rows="all") if attention else None,
             sentence_numbers=torch.from_numpy(numbers).to(device),
         )
+
+
+def _tokenizer(directory: model_directory.ModelDirectory, role: str) -> Tokenizer:
+    try:
+        name = directory.config["tokenizers"][role]
+        content = directory.texts[name]
+    except (KeyError, TypeError):
+        raise ModelFileError(
+            f"{directory.path}: the tokenizer of the {role} is missing; copy the model directory again"
+        ) from None
+    return Tokenizer.from_json(content, name=str(directory.path / name))
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else str(list(shape))
