@@ -65,7 +65,7 @@ def run(arguments: list[str] | None = None) -> int:
     # Libraries warn about themselves; what concerns the user is said by regard in words of its own.
     warnings.filterwarnings("ignore")
     try:
-        status = app(arguments, standalone_mode=False)
+        status = app(arguments, prog_name="regard", standalone_mode=False)
     except typer.Abort:
         return 130
     except Interrupted as stopped:

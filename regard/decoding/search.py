@@ -90,7 +90,7 @@ def decode(
 def _check_observe(observe: Observe | None) -> None:
     if observe is None:
         return
-    others = [name for name in ("logsumexp", "entropy", "max_logit", "received") if getattr(observe, name)]
+    others = [name for name in ("logsumexp", "entropy", "max_logit", "received") if getattr(observe, name) is not False]
     if others or observe.rows != "all":
         asked = ", ".join([*others, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
         raise ObservationError(

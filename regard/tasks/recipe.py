@@ -189,7 +189,8 @@ def _phrase(found: Any, place: tuple[Any, ...], schema: Any, received: Any) -> t
         expected = str(found["ctx"]["expected"]).replace("'", "")
     else:
         expected = EXPECTED.get(found["type"]) or found["msg"].removeprefix("Input should be ")
-    return f"key `{name}` is {_shown(found['input'])}: expected ", expected
+    subject = f"key `{name}` is" if name else "received"
+    return f"{subject} {_shown(found['input'])}: expected ", expected
 
 
 def _keys(place: tuple[Any, ...], received: Any) -> list[Any]:

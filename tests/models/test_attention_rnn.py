@@ -28,7 +28,7 @@ def gru(inputs: Tensor, state: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 def steps_by_hand(decoder: AttentionRNNDecoder, memory: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """One sentence without padding, by the paper's formulas: (log-probabilities [n, vocab], weights [n, source_len])."""
+    """One sentence without padding, by formulas: (log-probabilities [n, vocab], weights [n, source_len])."""
     part = dict(decoder.named_parameters())
     state = torch.tanh(part["initial.weight"] @ memory[0, memory.shape[1] // 2 :] + part["initial.bias"])
     keys = memory @ part["key.weight"].T + part["key.bias"]

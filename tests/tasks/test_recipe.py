@@ -132,6 +132,11 @@ def test_all_mistakes_stand_in_one_line() -> None:
     )
 
 
+def test_what_is_no_mapping_at_all() -> None:
+    with pytest.raises(ConfigError, match=r"^--data: received \[1\]: expected keys and values$"):
+        validated(Recipe, [1], "--data")  # type: ignore[arg-type]
+
+
 def test_long_values_are_shortened() -> None:
     message = refusal(f"count={'long' * 100}")
     assert len(message) < 120

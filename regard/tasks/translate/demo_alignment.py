@@ -105,7 +105,7 @@ def _overlaps(spans: Sequence[Span], others: Sequence[Span]) -> npt.NDArray[np.f
     """[spans, others]: how many characters each pair shares."""
     first, end = np.asarray(spans, dtype=np.int64).reshape(-1, 2).T
     other_first, other_end = np.asarray(others, dtype=np.int64).reshape(-1, 2).T
-    shared = np.minimum(end[:, None], other_end) - np.maximum(first[:, None], other_first)
+    shared: npt.NDArray[np.int64] = np.minimum(end[:, None], other_end) - np.maximum(first[:, None], other_first)
     return np.maximum(shared, 0).astype(np.float64)
 
 
