@@ -44,5 +44,5 @@ def demo(
         f"alignment of number words recovered: {result.alignment.accuracy:.2%} (chance {result.alignment.chance:.2%})\n"
         f"trained in {result.train_seconds:.0f} s\n\n"
         f"the attention, to look at: {result.page}\n                           {result.picture}\n"
-        f'try: regard translate {folder / "run" / "model"} "forty-two dogs"'
+        f'try: regard translate {folder / "run" / "model"} "we have counted forty-two books"'
     )

@@ -20,6 +20,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     recipe = write_recipe(folder / "tiny.yaml", data)
     done = run_process("train", recipe, "--run", folder / "run", "--json")
     assert done.status == 0, done.err
+    assert "average: chrf 100" in done.err, f"tests count on a model that has learnt its language: {done.err}"
     return Trained(recipe, data, folder / "run", done.out, done.err)
 
 

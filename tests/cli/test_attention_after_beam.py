@@ -90,7 +90,7 @@ def test_attention_follows_the_winner_through_the_beam(
             for token, (begin, end) in zip(axis.tokens[:-1], axis.spans, strict=False):
                 assert axis.text[begin:end] == token.replace("▁", " ").strip()
             assert "".join(axis.text[a:b] for a, b in axis.spans) == axis.text.replace(" ", "")
-        words = {axis.text: [span for span in _words(axis.text)] for axis in (query, key)}  # noqa: C416
+        words = {axis.text: _words(axis.text) for axis in (query, key)}
         over_words = record.over_words(words[query.text], words[key.text])
         assert over_words.query is not None
         assert over_words.query.tokens == (*query.text.split(), "</s>")
@@ -117,9 +117,9 @@ def _words(text: str) -> list[tuple[int, int]]:
 
 
 def _summed(row: torch.Tensor, spans: tuple[tuple[int, int], ...], words: list[tuple[int, int]]) -> torch.Tensor:
-    """The mass on each word, and on the end token behind them."""
-    sums = [
-        sum(float(weight) for weight, (a, b) in zip(row[:-1], spans[:-1], strict=True) if begin <= b and a < end and b > begin or (a == b == begin))
-        for begin, end in words
-    ]  # fmt: skip
+    """The mass on each word, and on the end token behind them. A lone space mark has an empty span where a word begins."""
+    sums = [0.0] * len(words)
+    for weight, (begin, end) in zip(row[:-1].tolist(), spans[:-1], strict=True):
+        [owner] = [place for place, (a, b) in enumerate(words) if a <= begin <= end <= b]
+        sums[owner] += weight
     return torch.tensor([*sums, float(row[-1])])

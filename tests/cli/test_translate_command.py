@@ -87,13 +87,13 @@ def test_the_output_is_utf8_whatever_the_locale(trained: Trained, monkeypatch: p
 
 def test_a_reader_that_leaves_early_is_no_error(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"{source}\n" for source in SOURCES * 25), encoding="utf-8")
-    process = start("translate", trained.model, "--file", tmp_path / "many.txt", "--beam-size", "1")
-    head = subprocess.run(["head", "-n", "1"], stdin=process.stdout, capture_output=True, timeout=300, check=True)
-    assert process.stdout is not None
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == b""
-    assert process.wait(timeout=300) == 0
+    with start("translate", trained.model, "--file", tmp_path / "many.txt", "--beam-size", "1") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        head = subprocess.run(["head", "-n", "1"], stdin=process.stdout, capture_output=True, timeout=300, check=True)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=300) == 0
     assert head.stdout.decode() == TARGETS[0] + "\n"
 
 
@@ -135,7 +135,7 @@ def test_samples_follow_the_seed(command: Command, trained: Trained) -> None:
 def test_lengths_and_repetition(command: Command, trained: Trained) -> None:
     [cut] = [json.loads(line) for line in lines(command, trained.model, SOURCES[0], "--max-length", "3", "--json")]
     assert (len(cut["tokens"]), cut["finished"]) == (3, False)
-    source = next(source for source, target in TEST if target.lower().split().count("dem") == 2)
+    source = "The dog sees the dog."
     [free] = [json.loads(line) for line in lines(command, trained.model, source, "--json")]
     [bound] = [json.loads(line) for line in lines(command, trained.model, source, "--no-repeat-ngram", "1", "--json")]
     assert len(set(free["tokens"])) < len(free["tokens"])

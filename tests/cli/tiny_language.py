@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-NOUNS = {"dog": "Hund", "cat": "Katze", "bird": "Vogel", "horse": "Pferd", "child": "Kind", "man": "Mann"}
+NOUNS = {"dog": "Hund", "cat": "Katze", "bird": "Vogel", "horse": "Pferd", "child": "Kind", "man": "Herr"}
 ADJECTIVES = {"red": "rot", "big": "groß", "small": "klein", "old": "alt", "young": "jung"}
 VERBS = {"sees": "sieht", "likes": "mag", "hears": "hört", "follows": "folgt"}
 Pair = tuple[str, str]
@@ -77,7 +77,7 @@ def recipe(data: Path, **changes: Any) -> dict[str, Any]:
         "training": {
             "max_steps": 260,
             "schedule": {"kind": "cosine", "peak": 1e-2, "warmup_steps": 20, "floor": 0.05},
-            "label_smoothing": 0.05,
+            "label_smoothing": 0.0,
             "precision": "float32",
             "ema_decay": 0.9,
             "validate_every": 65,

@@ -105,7 +105,7 @@ def test_a_full_disk_under_the_events_is_reported(tmp_path: Path) -> None:
     events._file.close()
     events._file = open("/dev/full", "wb")  # noqa: SIM115 (closed by close)
     events._records._writer = events._file
-    with pytest.raises(TrainingError, match="tfevents.*: not written, the disk is full"):
+    with pytest.raises(TrainingError, match=r"tfevents.*: not written, the disk is full"):
         metrics.event(1, "loss", 2.0)
     metrics.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,8 +54,8 @@ def test_rises_to_the_peak_and_never_again(kind: str, warmup: int, max_steps: in
     config = ScheduleConfig(kind, peak=0.3, warmup_steps=warmup, floor=floor)
     rates = [learning_rate(step, max_steps, config) for step in range(1, max_steps + 1)]
     top = max(warmup, 1)
-    assert all(before < after for before, after in zip(rates[: top - 1], rates[1:top], strict=False))
-    assert all(before >= after - 1e-15 for before, after in zip(rates[top - 1 :], rates[top:], strict=False))
+    assert all(before < after for before, after in pairwise(rates[:top]))
+    assert all(before >= after - 1e-15 for before, after in pairwise(rates[top - 1 :]))
     assert all(0.0 <= rate <= 0.3 for rate in rates)
     if max_steps > top and kind == "cosine":
         assert rates[-1] == pytest.approx(0.3 * floor)
@@ -87,5 +89,5 @@ def test_a_choice_out_of_range_is_refused(change: dict, message: str) -> None:
 
 
 def test_all_mistakes_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match="accumulate is 0.*; log_every is -1.*; patience is 0"):
+    with pytest.raises(ConfigError, match=r"accumulate is 0.*; log_every is -1.*; patience is 0"):
         TrainingConfig(max_steps=9, accumulate=0, log_every=-1, patience=0)

@@ -7,6 +7,7 @@ already, so that fifty kills take seconds. `differences` says in what two run di
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import hashlib
 import json
 import mmap
@@ -403,6 +404,7 @@ def _in_child(order: dict[str, Any]) -> int:
     said = os.open(folder / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
+    faulthandler.enable()
     try:
         return run(order)
     except BaseException:
