@@ -11,11 +11,12 @@ takes the newest that is whole. Checkpoints are local and never shared; what is 
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -24,6 +25,7 @@ from regard.training.disk import write_atomically
 
 NAME = re.compile(r"(step|stopped)-(\d{9,})\.pt")
 BEST = "best.pt"
+MARK = b"regard checkpoint, sha256 before this: "  # then the hash: the last bytes of a whole file
 
 
 class Checkpoints:
@@ -111,17 +113,40 @@ class Checkpoints:
     def _write(self, path: Path, state: dict[str, Any]) -> None:
         newest = self.newest_path()
         usable = f"the last usable checkpoint is {newest}" if newest else "there is no earlier checkpoint"
-        write_atomically(path, lambda file: torch.save(state, file), usable=usable)
+        write_atomically(path, lambda file: write(state, file), usable=usable)
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `torch.save` wrote, tensors on the CPU; None when the file is missing or damaged."""
+    """What `write` wrote, tensors on the CPU; None when the file is missing or damaged."""
     try:
-        # torch.load does not look at the checksums that torch.save wrote: a flipped bit would become a wrong weight.
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:
+        with path.open("rb") as file:
+            content_bytes = file.seek(0, os.SEEK_END) - len(MARK) - hashlib.sha256().digest_size
+            if content_bytes < 0:
                 return None
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch and zipfile raise a different kind for each way of being damaged
+            file.seek(content_bytes)
+            end = file.read()
+            if end != MARK + _sha256(file, content_bytes):
+                return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch raises a different kind for each way of not being able to read
         return None
-    return state if isinstance(state, dict) else None
+    return state
+
+
+def write(state: dict[str, Any], file: BinaryIO) -> None:
+    """Writes `state` and a hash of all of it: torch checks nothing, and reads a flipped bit as a wrong weight."""
+    torch.save(state, file)
+    file.flush()
+    end = MARK + _sha256(file, file.tell())
+    file.seek(0, os.SEEK_END)
+    file.write(end)
+
+
+def _sha256(file: BinaryIO, num_bytes: int) -> bytes:
+    """The hash of the first `num_bytes` of a file."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while num_bytes and (part := file.read(min(num_bytes, 1 << 20))):
+        digest.update(part)
+        num_bytes -= len(part)
+    return digest.digest()

@@ -20,7 +20,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, usable:
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with open(unfinished, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -119,7 +119,7 @@ class Trainer:
                         raise self._stopped()
                 return self._finish()
         except KeyboardInterrupt:  # a second Ctrl-C, or one outside the loop
-            raise Interrupted(f"stopped at once after step {self.step}; {self._way_on()}") from None
+            raise Interrupted(f"stopped at once at step {self.step}; {self._way_on()}") from None
         finally:
             self.metrics.close()
 

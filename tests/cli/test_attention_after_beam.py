@@ -117,7 +117,7 @@ def _words(text: str) -> list[tuple[int, int]]:
 
 
 def _summed(row: torch.Tensor, spans: tuple[tuple[int, int], ...], words: list[tuple[int, int]]) -> torch.Tensor:
-    """The mass on each word, and on the end token behind them. A lone space mark has an empty span where a word begins."""
+    """The mass on each word and on the end token. A lone space mark has an empty span where its word begins."""
     sums = [0.0] * len(words)
     for weight, (begin, end) in zip(row[:-1].tolist(), spans[:-1], strict=True):
         [owner] = [place for place, (a, b) in enumerate(words) if a <= begin <= end <= b]

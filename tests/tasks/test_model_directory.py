@@ -86,6 +86,7 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
     whole = model_directory.read(tmp_path / "model")
     places = range(len(content)) if name != "model.safetensors" else random.Random(1).sample(range(len(content)), 60)
     accepted = 0
+    told: set[str] = set()
     for place in places:
         changed = bytearray(content)
         changed[place] ^= 2
@@ -93,13 +94,13 @@ def test_a_flipped_bit_is_refused(tmp_path: Path, name: str) -> None:
         try:
             found = model_directory.read(tmp_path / "model")
         except ModelFileError as error:
-            assert str(error).startswith((f"{tmp_path / 'model'}: ", f"{tmp_path / 'model'}{os.sep}")), place
-            assert "\n" not in str(error)
+            told.add(str(error))
             continue
         accepted += 1  # a blank of config.json, or the name under which it keeps its hash
         assert name == "config.json"
         assert {key: found.config.get(key) for key in whole.config} == whole.config, place
     assert accepted < len(places) / 4
+    assert all(one.startswith(str(tmp_path / "model")) and "\n" not in one for one in told)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -133,8 +134,10 @@ def test_places_without_a_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"7", b'"text"', b"null", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 99_999, b'{"a": NaN']
-    + [b'{"format_version": 1}', b'{"format_version": 1, "task": "tiny", "files": []}'],
+    [
+        *(b"", b"[]", b"7", b'"text"', b"null", b"{}", b"\xff\xfe", b"[" * 99_999, b'{"a": NaN'),
+        *(b'{"format_version": "1"}', b'{"format_version": 1}', b'{"format_version": 1, "task": "tiny", "files": []}'),
+    ],
 )
 def test_a_configuration_that_is_none(tmp_path: Path, content: bytes) -> None:
     (write(tmp_path / "model") / "config.json").write_bytes(content)
@@ -182,7 +185,7 @@ def test_texts_that_are_no_texts(tmp_path: Path) -> None:
     files = json.loads((folder / "config.json").read_text())["files"]
     hashed = {"bytes": 2, "sha256": model_directory._sha256(folder / "tokenizer.json")}
     edit(folder, files={**files, "tokenizer.json": hashed})
-    with pytest.raises(ModelFileError, match="model: cannot be read .*; copy the directory again"):
+    with pytest.raises(ModelFileError, match=r"model: cannot be read .*; copy the directory again"):
         model_directory.read(folder)
 
 
@@ -258,7 +261,8 @@ def test_weights_that_the_disk_does_not_take(tmp_path: Path) -> None:
         "import resource, sys, torch; from pathlib import Path; from regard.tasks import model_directory\n"
         "from regard.errors import TrainingError\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, (5000, {resource.RLIM_INFINITY}))\n"
-        "try: model_directory.write(Path(sys.argv[1]), task='tiny', config={}, weights={'a': torch.ones(9999)}, texts={})\n"
+        "weights = {'a': torch.ones(9999)}\n"
+        "try: model_directory.write(Path(sys.argv[1]), task='tiny', config={}, weights=weights, texts={})\n"
         "except TrainingError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)

@@ -53,7 +53,7 @@ values = st.recursive(
     | st.booleans()
     | st.integers()
     | st.floats(allow_nan=False)
-    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co"]), max_size=9),
+    | st.text("aé1e-+.:#'\"{[&*! \n~", max_size=9),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text("abc_", min_size=1, max_size=3), inner, max_size=3)
     ),
@@ -61,7 +61,7 @@ values = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("abcdé-_", min_size=1, max_size=4), values, max_size=4))
 def test_every_recipe_equals_itself_after_the_disk(tmp_path: Path, recipe: dict[str, Any]) -> None:
     (tmp_path / "recipe.yaml").unlink(missing_ok=True)
@@ -95,7 +95,7 @@ def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(TrainingError, match="this disk has no locks .*; give a --run on a local disk"):
+    with pytest.raises(TrainingError, match=r"this disk has no locks .*; give a --run on a local disk"):
         run_directory.opened(tmp_path, {}, "x").__enter__()
 
 
@@ -112,7 +112,7 @@ def test_a_place_that_is_no_folder(tmp_path: Path, place: str) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(TrainingError, match="cannot be used as a run directory .Permission denied."):
+    with pytest.raises(TrainingError, match=r"cannot be used as a run directory .Permission denied."):
         run_directory.opened(tmp_path / "run", {}, "x").__enter__()
 
 

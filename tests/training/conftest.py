@@ -24,7 +24,7 @@ def corpus(runs: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def children(corpus: Corpus) -> Iterator[Children]:
-    made = Children()
+    made = Children(corpus.folder)
     yield made
     made.close()
 

@@ -20,6 +20,7 @@ from regard.errors import ConfigError, Interrupted, TrainingError
 from regard.tasks import model_directory
 from regard.training import loop
 from regard.training.averaging import weights_of
+from regard.training.checkpoint import Checkpoints
 from regard.training.config import AdamWConfig, ScheduleConfig, TrainingConfig
 from regard.training.loop import Summary, seed_dropout
 from regard.training.objective import Loss
@@ -203,7 +204,7 @@ def test_dropout_depends_on_the_place_alone(corpus: Corpus, tmp_path: Path) -> N
 
 
 def test_patience(corpus: Corpus, tmp_path: Path) -> None:
-    """Scores 1 3 2 3 0.5: after the second, three in a row are no better (an equal one is not), so the fifth is the last."""
+    """Scores 1 3 2 3 0.5: after the second, three in a row are no better (equal is not), so the fifth is last."""
     config = replace(CONFIG, validate_every=2, patience=3, checkpoint_every=100, final=("last", "best"))
     trainer = tiny_trainer(corpus, tmp_path, config, validate=scores_in_turn([1.0, 3.0, 2.0, 3.0, 0.5, 0.25, 4.0]))
     summary = trainer.run()
@@ -299,7 +300,7 @@ def test_without_a_moving_average(corpus: Corpus, tmp_path: Path) -> None:
         return tiny_objective(model, batch, dtype)
 
     trainer.objective = stop
-    with pytest.raises(Interrupted, match=r"stopped at once after step 8; .* go on from .*step-000000008\.pt"):
+    with pytest.raises(Interrupted, match=r"stopped at once at step 9; .* go on from .*step-000000008\.pt"):
         trainer.run()
     assert tiny_trainer(corpus, tmp_path / "parts", config).run() == whole
     with pytest.raises(TrainingError, match=r"training\.ema_decay was switched on or off since this run began"):
@@ -346,7 +347,7 @@ def test_another_number_of_threads_is_told(corpus: Corpus, tmp_path: Path) -> No
     path = tmp_path / "checkpoints" / "step-000000004.pt"
     state = torch.load(path)
     state["numerics"]["threads"] = "96"
-    torch.save(state, path)
+    Checkpoints(path.parent, 9).save(4, state)
     watcher = Noting()
     tiny_trainer(corpus, tmp_path, config, watcher=watcher).run()
     told = f"threads 96, now {torch.get_num_threads()}"
@@ -355,8 +356,7 @@ def test_another_number_of_threads_is_told(corpus: Corpus, tmp_path: Path) -> No
 
 def test_checkpoints_of_another_format_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    torch.save({"version": 99}, folder / "step-000000004.pt")
+    Checkpoints(folder, 9).save(4, {"version": 99})
     with pytest.raises(TrainingError) as raised:
         tiny_trainer(corpus, tmp_path).run()
     what = f"checkpoints of format 99, this regard goes on from {loop.STATE_VERSION}"

@@ -237,9 +237,11 @@ class Teller:
 def _phase_file(folder: Path) -> mmap.mmap:
     """One byte that says where the run is; a shared page survives a kill."""
     path = folder / "phase"
-    path.write_bytes(b"\0")
-    with path.open("r+b") as file:
-        return mmap.mmap(file.fileno(), 1)
+    with path.open("a+b") as file:
+        file.truncate(1)
+        phase = mmap.mmap(file.fileno(), 1)
+    phase[0] = 0
+    return phase
 
 
 def _watch_writes(phase: mmap.mmap, order: dict[str, Any]) -> None:
@@ -341,9 +343,10 @@ def _end_in_model_write(stage: str, number: int) -> None:
 class Children:
     """Runs orders in processes forked from one server; at most one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, corpus: Path) -> None:
+        """corpus: the folder of a prepared corpus, for the server to try itself on."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", __file__]
+        command = [sys.executable, "-W", "error", __file__, str(corpus)]
         self.server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -355,6 +358,7 @@ class Children:
 
     def wait(self) -> int:
         """Its exit status; minus the signal that killed it."""
+        self._ask({})
         return os.waitstatus_to_exitcode(int(self._answer()))
 
     def run(self, folder: Path, **order: Any) -> tuple[int, str]:
@@ -383,17 +387,18 @@ class Children:
         return answer
 
 
-def serve() -> None:
-    """Reads an order a line; answers with the process id, then with its wait status."""
+def serve(corpus: str) -> None:
+    """Reads an order, answers with the process id; reads a line, answers with the wait status."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:  # a run before the forks, for what is imported at its first use
-        corpus = tiny_corpus(Path(scratch) / "corpus")
-        tiny_trainer(corpus, Path(scratch) / "run", dataclasses.replace(CONFIG, max_steps=2)).run()
-    for line in sys.stdin:
+        tiny_trainer(Corpus.open(corpus), Path(scratch), dataclasses.replace(CONFIG, max_steps=2)).run()
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork is safe while there is one thread"
+    while line := sys.stdin.readline():
         child = os.fork()
         if child == 0:
             os._exit(_in_child(json.loads(line)))
         print(child, flush=True)
+        sys.stdin.readline()  # until it is asked for, an ended child keeps its number, so that no kill meets another
         print(os.waitpid(child, 0)[1], flush=True)
 
 
@@ -452,4 +457,4 @@ def unequal(one: Any, other: Any, place: str = "") -> list[str]:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1])

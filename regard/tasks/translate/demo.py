@@ -37,7 +37,7 @@ from regard.tasks import model_directory
 from regard.tasks.run_directory import write_text
 from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy
 from regard.tasks.translate.demo_corpus import Phrase, make_corpus
-from regard.tasks.translate.recipe import Tokenizers, TranslateData, TranslateRecipe, Validation
+from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.tasks.translate.result import Translation
 from regard.tasks.translate.training import train
 from regard.tasks.translate.translator import Translator
@@ -47,6 +47,7 @@ from regard.training.monitor import Silent, Watcher
 NUM_STEPS = 700
 NUM_HELD_OUT = 1_200
 CONTENT = ("text", "run", "alignment.html", "alignment.png")
+PARTS, ENDINGS = ("train", "validation"), ("en", "de")  # of the files in text/
 _WORD_OR_MARKS = re.compile(r"[^\W_]+|[^\w\s]+")
 Span = tuple[int, int]
 
@@ -93,7 +94,7 @@ def demo(
     _make_room(folder)
     text, run = folder / "text", folder / "run"
     corpus = make_corpus(seed, num_held_out=num_held_out)
-    for name, phrases in (("train", corpus.train), ("validation", corpus.validation)):
+    for name, phrases in zip(PARTS, (corpus.train, corpus.validation), strict=True):
         _write_parallel(text, name, phrases)
     began = time.monotonic()
     try:
@@ -126,7 +127,12 @@ def _make_room(folder: Path) -> None:
     try:
         found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         foreign = [name for name in found if name not in CONTENT]
-        if "run" in found and not (folder / "text" / "train.en").is_file():
+        text = folder / "text"
+        known = {f"{name}.{ending}" for name in PARTS for ending in ENDINGS}
+        foreign += [
+            f"text/{path.name}" for path in text.glob("*") if path.name.removesuffix(".unfinished") not in known
+        ]
+        if "run" in found and not (text / f"{PARTS[0]}.{ENDINGS[0]}").is_file():
             foreign.append("run")
         if foreign:
             raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
@@ -268,5 +274,5 @@ def _pieces(text: str, linked: Sequence[Span]) -> list[Span]:
 
 def _write_parallel(folder: Path, name: str, phrases: Sequence[Phrase]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for side, ending in (("source", "en"), ("target", "de")):
+    for side, ending in zip(ROLES, ENDINGS, strict=True):
         write_text(folder / f"{name}.{ending}", "".join(getattr(phrase, side) + "\n" for phrase in phrases))

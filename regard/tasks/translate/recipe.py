@@ -149,7 +149,8 @@ def with_root(recipe: TranslateRecipe, recipe_path: Path, progress: Progress | N
         root = data.root.expanduser().resolve()
         if not root.is_dir():
             raise ConfigError(f"{recipe_path}: `data.root` is {data.root}, but there is no such folder; give another")
-        return data.model_copy(update={"root": root, **{name: spec.resolved(root) for name, spec in specs.items()}})
+        placed = {name: spec.resolved(root) for name, spec in specs.items()}
+        return data.model_copy(update={"root": root, "downloads": {}, **placed})
     cache = cache_folder(recipe_path.stem)
     wanted: dict[str, tuple[str, str]] = {}
     resolved: dict[str, DataSpec] = {}

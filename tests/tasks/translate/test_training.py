@@ -1,0 +1,213 @@
+"""A translation run in Python: tokenizers, corpora, what is kept, what is undone, both families of models."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import regard
+from regard.data.batches import BatchStream, Position, TokenBudget
+from regard.data.corpus import Corpus
+from regard.data.readers import DataSpec
+from regard.decoding.options import DecodingOptions
+from regard.errors import ConfigError, DataError, RegardError
+from regard.inputs.text import Tokenizer, TokenizerConfig
+from regard.layers.attention import AttentionConfig
+from regard.layers.feed_forward import FeedForwardConfig
+from regard.models.attention_rnn import AttentionRNNConfig
+from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from regard.models.recurrent_encoder import RecurrentEncoderConfig
+from regard.models.transformer_decoder import TransformerDecoderConfig
+from regard.models.transformer_encoder import TransformerEncoderConfig
+from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
+from regard.tasks.translate.training import objective, train
+from regard.training.config import TrainingConfig
+
+TRANSFORMER = EncoderDecoderConfig(
+    TransformerEncoderConfig(16, 1, AttentionConfig(heads=2), FeedForwardConfig(width=24)),
+    TransformerDecoderConfig(16, 1, AttentionConfig(heads=2), FeedForwardConfig(width=24)),
+    tie="all",
+)
+RECURRENT = EncoderDecoderConfig(
+    RecurrentEncoderConfig("recurrent", 11),
+    AttentionRNNConfig("attention-rnn", 13, 7),
+    tie="decoder",
+)
+WORDS = "one two three four five six seven eight nine ten".split()  # noqa: SIM905
+WORTE = "eins zwei drei vier fünf sechs sieben acht neun zehn".split()  # noqa: SIM905
+
+
+class Listener:
+    """A watcher that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.steps: list[int] = []
+
+    def started(self, step: int, max_steps: int) -> None: ...
+
+    def stepped(self, step: int, loss: float | None, num_tokens: int, seconds: float) -> None:
+        self.steps.append(step)
+
+    def said(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Number words, and their German."""
+    folder, chosen = tmp_path_factory.mktemp("text"), random.Random(7)
+    for name, count in (("train", 211), ("val", 11), ("test", 13)):
+        rows = [[chosen.randrange(10) for _ in range(chosen.randint(1, 7))] for _ in range(count)]
+        for ending, words in (("en", WORDS), ("de", WORTE)):
+            lines = (" ".join(words[number] for number in row) for row in rows)
+            (folder / f"{name}.{ending}").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def recipe(text: Path, **changes: Any) -> TranslateRecipe:
+    values: dict[str, Any] = {
+        "task": "translate",
+        "seed": 5,
+        "data": TranslateData(
+            source_language="en",
+            target_language="de",
+            root=text,
+            train=DataSpec({"source": "train.en", "target": "train.de"}),
+            validation=DataSpec({"source": "val.en", "target": "val.de"}),
+            test=DataSpec({"source": "test.en", "target": "test.de"}),
+            batch=TokenBudget(128),
+        ),
+        "tokenizers": Tokenizers(source=TokenizerConfig("bpe", 290)),
+        "model": TRANSFORMER,
+        "training": TrainingConfig(
+            max_steps=6, validate_every=3, checkpoint_every=2, log_every=1, precision="float32", final=("last",)
+        ),
+        "validation": Validation(metric="chrf", decoding=DecodingOptions(max_length=9)),
+        "decoding": DecodingOptions(max_length=9),
+    }
+    return TranslateRecipe(**{**values, **changes})
+
+
+@pytest.mark.parametrize("model", [TRANSFORMER, RECURRENT], ids=["transformer", "recurrent"])
+def test_both_families_train_and_translate(text: Path, tmp_path: Path, model: EncoderDecoderConfig) -> None:
+    listener = Listener()
+    result = train(recipe(text, model=model), tmp_path / "run", watcher=listener)
+    assert listener.steps == [1, 2, 3, 4, 5, 6]
+    assert result["steps"] == 6
+    translator = regard.load(tmp_path / "run" / "model")
+    [translation] = translator.translate(["one two"], beam_size=3)
+    assert translation.attention is not None
+    rows = translation.attention.rows()
+    assert rows.shape == (len(translation.tokens), len(translator.source_tokenizer.encode_ids(["one two"])[0]) + 1)
+    torch.testing.assert_close(rows.sum(-1), torch.ones(len(rows)))
+
+
+def test_separate_vocabularies(text: Path, tmp_path: Path) -> None:
+    separate = Tokenizers(joint=False, source=TokenizerConfig("bpe", 270), target=TokenizerConfig("unigram", 280))
+    untied = EncoderDecoderConfig(TRANSFORMER.encoder, TRANSFORMER.decoder, tie="decoder")
+    train(recipe(text, tokenizers=separate, model=untied), tmp_path / "run")
+    translator = regard.load(tmp_path / "run" / "model")
+    assert (len(translator.source_tokenizer), len(translator.target_tokenizer)) == (270, 280)
+    names = sorted(path.name for path in (tmp_path / "run" / "model").glob("tokenizer*"))
+    assert names == ["tokenizer.source.json", "tokenizer.target.json"]
+    too_large = Tokenizers(joint=False, source=TokenizerConfig("bpe", 270), target=TokenizerConfig("bpe", 5_000))
+    with pytest.raises(ConfigError, match=r"tokenizers\.target\.vocab_size is 5000"):
+        train(recipe(text, tokenizers=too_large, model=untied), tmp_path / "other")
+
+
+def test_the_corpus_is_prepared_once(text: Path, tmp_path: Path) -> None:
+    short = TrainingConfig(max_steps=2, validate_every=2, precision="float32", final=("last",))
+    chosen = recipe(text, training=short)
+    train(chosen, tmp_path / "run")
+    corpus = tmp_path / "run" / "data" / "train"
+    times = {path: path.stat().st_mtime_ns for path in corpus.iterdir()}
+    (tmp_path / "run" / "result.json").unlink()
+    listener = Listener()
+    train(chosen, tmp_path / "run", watcher=listener)
+    assert {path: path.stat().st_mtime_ns for path in corpus.iterdir()} == times
+    assert not [line for line in listener.lines if "learning" in line or "training records" in line]
+    assert listener.steps == []  # the last checkpoint is at the last step
+    (tmp_path / "run" / "result.json").unlink()
+    original = (text / "train.en").read_text(encoding="utf-8")
+    try:
+        (text / "train.en").write_text(original.replace("one", "two"), encoding="utf-8")
+        with pytest.raises(DataError, match="prepared from other data"):
+            train(chosen, tmp_path / "run")
+    finally:
+        (text / "train.en").write_text(original, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"tokenizers": Tokenizers(source=TokenizerConfig("bpe", 5_000))}, "tokenizers.source.vocab_size is 5000"),
+        ({"data": "test"}, "no such file"),
+    ],
+)
+def test_a_mistake_before_the_first_step_leaves_the_folder_free(
+    text: Path, tmp_path: Path, change: dict[str, Any], error: str
+) -> None:
+    if change.get("data") == "test":
+        gone = DataSpec({"source": "gone.en", "target": "gone.de"})
+        change = {"data": recipe(text).data.model_copy(update={"test": gone})}
+    with pytest.raises(RegardError, match=error):
+        train(recipe(text, **change), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert train(recipe(text), tmp_path / "run")["steps"] == 6
+
+
+def test_a_mistake_on_resuming_keeps_the_run(text: Path, tmp_path: Path) -> None:
+    train(recipe(text), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    before = {path for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    moved = text / "test.en"
+    moved.rename(text / "elsewhere")
+    try:
+        with pytest.raises(DataError, match=r"test\.en"):
+            train(recipe(text), tmp_path / "run")
+    finally:
+        (text / "elsewhere").rename(moved)
+    assert {path for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert train(recipe(text), tmp_path / "run")["steps"] == 6
+
+
+def test_a_run_without_a_test_set(text: Path, tmp_path: Path) -> None:
+    data = recipe(text).data.model_copy(update={"test": None})
+    result = train(recipe(text, data=data), tmp_path / "run")
+    assert result["test"] == []
+    assert "names no test set" in (tmp_path / "run" / "model" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_loss_is_the_smoothed_cross_entropy_of_real_tokens(text: Path, tmp_path: Path) -> None:
+    """Against torch's own over padded logits; padding counts for nothing."""
+    train(recipe(text), tmp_path / "run")
+    corpus = Corpus.open(tmp_path / "run" / "data" / "train")
+    tokenizer = Tokenizer.load(tmp_path / "run" / "data" / "tokenizer.json")
+    stream = BatchStream(corpus, TokenBudget(97, length_noise=1.0), seed=3, roles=ROLES)
+    model = EncoderDecoder(len(tokenizer), len(tokenizer), TRANSFORMER).eval()
+    batches = [stream.at(Position(0, index)) for index in range(5)]
+    assert any(bool((batch.target_outputs == Tokenizer.PAD).any()) for batch in batches)
+    for batch in batches:
+        found = objective(0.1)(model, batch, torch.float32)
+        hidden = model(batch.source.ids, batch.source.lengths, batch.target_inputs)
+        logits = model.decoder.head(hidden)
+        options = {"reduction": "sum", "ignore_index": Tokenizer.PAD}
+        expected = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.target_outputs.flatten(), label_smoothing=0.1, **options
+        )
+        torch.testing.assert_close(found.objective, expected, rtol=1e-5, atol=1e-3)
+        plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.target_outputs.flatten(), **options)
+        assert found.nll.item() == pytest.approx(plain.item(), rel=1e-5)
+
+
+def test_the_result_is_what_is_kept(text: Path, tmp_path: Path) -> None:
+    result = train(recipe(text), tmp_path / "run")
+    assert result == json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["data"]["bad_records"] == {"train": {}, "validation": {}, "test": {}}
+    assert train(recipe(text), tmp_path / "run") == result
