@@ -98,9 +98,11 @@ def _translations(
     lines = input_lines(texts, files)
     # Whoever types wants each answer before typing on.
     at_once = 1 if "-" in texts and sys.stdin.isatty() else LINES_AT_ONCE
+    first_number = 0  # of the inputs so far: a sample depends on its input's number, whatever is translated at once
     while part := list(itertools.islice(lines, at_once)):
         good = [line for line in part if isinstance(line, str)]
-        done = iter(translator.translate(good, options, attention=attention))
+        done = iter(translator.translate(good, options, attention=attention, first_number=first_number))
+        first_number += len(part)
         for line in part:
             yield line if isinstance(line, BadInput) else next(done)
 
