@@ -148,7 +148,7 @@ def _word_axis(axis: Axis, words: list[Span]) -> tuple[Axis, Tensor]:
         owner.append((best, -1) if best >= 0 and shared[best] > 0 else (-1, index))
     for index in reversed(range(len(owner) - 1)):
         # Subword tokenizers may set a word's mark apart ("▁", "O", "ctober"): it belongs to the word that follows.
-        if owner[index][0] < 0 and not axis.tokens[index].strip(WORD_MARKS):
+        if owner[index][0] < 0 <= owner[index + 1][0] and not axis.tokens[index].strip(WORD_MARKS):
             owner[index] = owner[index + 1]
     order = list(dict.fromkeys(owner))
     members = torch.zeros(len(order), len(axis))

@@ -224,3 +224,12 @@ def test_an_axis_has_a_span_for_each_token() -> None:
     assert len(axis_from([1, 0, 2])) == 3
     with pytest.raises(AssertionError):
         Axis("a", ("a",), ())
+
+
+def test_a_lone_mark_of_a_words_beginning_belongs_to_the_word() -> None:
+    axis = Axis("an Ox", ("▁", "an", "▁", "O", "x", "</s>"), ((0, 0), (0, 2), (3, 3), (3, 4), (4, 5), (5, 5)))
+    rows = torch.eye(6)[None, None]
+    words = AttentionRecord({"a": Observation(rows=rows)}, axis, axis).over_words([(0, 2), (3, 5)], [(0, 2), (3, 5)])
+    assert words.key is not None
+    assert words.key.tokens == ("an", "Ox", "</s>")
+    torch.testing.assert_close(words.rows("a"), torch.eye(3))

@@ -157,7 +157,7 @@ def test_a_browser_draws_the_page(dogs: AttentionRecord, hostile: AttentionRecor
     """The page's own script runs under its own policy and draws the same means as Python."""
     write_page([dogs, hostile], tmp_path / "a.html", expected=[[(1, 1)], []])
     command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
     done = subprocess.run(
         [*command, (tmp_path / "a.html").as_uri()], capture_output=True, encoding="utf-8", timeout=60, check=True
     )
