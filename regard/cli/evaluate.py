@@ -24,6 +24,7 @@ def evaluate(
         str, typer.Option(help="sacrebleu, or moses-lowercase: normalised, lowercased, tokenised on both sides.")
     ] = "sacrebleu",
     beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; the recipe's unless given.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Exponent; the recipe's unless given.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of one translation.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the translations here, a line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -46,7 +47,7 @@ def evaluate(
     if not isinstance(translator, Translator):
         raise ConfigError(f"{model}: not a translation model")
     pairs = evaluation_pairs(translator, data)
-    changes = {"beam_size": beam_size, "max_length": max_length}
+    changes = {"beam_size": beam_size, "length_penalty": length_penalty, "max_length": max_length}
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     options = replace(translator.config.decoding, **given)
     options.check()
@@ -56,10 +57,7 @@ def evaluate(
         lines = (text.replace("\r", " ").replace("\n", " ") for text in found.outputs)
         write_text(output, "".join(line + "\n" for line in lines))
     if as_json:
-        trivial = {metric.name: metric.value for metric in found.trivial.metrics}
-        typer.echo(json.dumps({**found.scores.to_json(), "untranslated_source": trivial}, ensure_ascii=False))
+        typer.echo(json.dumps(found.to_json(), ensure_ascii=False))
         return
-    for line in found.scores.lines():
+    for line in found.lines():
         typer.echo(line)
-    trivial_line = ", ".join(f"{metric.name} {metric.value:.2f}" for metric in found.trivial.metrics)
-    typer.echo(f"the untranslated source, for comparison: {trivial_line}")
