@@ -57,6 +57,15 @@ class Sequences(NamedTuple):
     ids: Tensor  # int64 [batch, longest], padded with Tokenizer.PAD, each row ended by Tokenizer.EOS
     lengths: Tensor  # int64 [batch], end token included
 
+    @staticmethod
+    def padded(ids: Sequence[Sequence[int]]) -> Sequences:
+        """Rows of ids without their end, each given its end token and padded to the longest."""
+        lengths = torch.tensor([len(row) + 1 for row in ids])
+        padded = torch.full((len(ids), int(lengths.max())), Tokenizer.PAD)
+        for place, row in enumerate(ids):
+            padded[place, : len(row) + 1] = torch.tensor([*row, Tokenizer.EOS])
+        return Sequences(padded, lengths)
+
     @property
     def padding_share(self) -> float:
         """Padding's part of all ids, 0 to 1."""

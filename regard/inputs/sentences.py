@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from regard.errors import RegardError
 
@@ -32,28 +32,42 @@ def sentences(text: str, language: str = "en") -> list[Piece]:
         library = importlib.import_module("sentencex")
     except ModuleNotFoundError:
         raise RegardError("splitting long text into sentences needs a package: pip install sentencex") from None
-    # One character for another: every place stays what it was.
-    found = library.get_sentence_boundaries(language, _WIDE_SPACE.sub(" ", text))
+    # One character for another, half a surrogate pair included: every place stays what it was.
+    readable = _WIDE_SPACE.sub(" ", text).encode("utf-8", "replace").decode("utf-8")
+    found = library.get_sentence_boundaries(language, readable)
     return list(_stripped(text, 0, (boundary["end_index"] for boundary in found)))
 
 
-def split_long(text: str, count: Callable[[str], int], limit: int | None, language: str = "en") -> list[Piece]:
+def are_single_sentences(texts: Sequence[str], language: str = "en") -> bool:
+    """Whether nearly all of these texts (nine in ten of the first thousand) are one sentence each."""
+    looked_at = texts[:1000]
+    return sum(len(sentences(text, language)) <= 1 for text in looked_at) >= 0.9 * len(looked_at)
+
+
+def split_long(
+    text: str,
+    count: Callable[[str], int],
+    limit: int | None,
+    language: str = "en",
+    *,
+    each_sentence: bool = False,
+) -> list[Piece]:
     """(where it begins, piece) of pieces whose `count` is at most `limit`, in order: text[begin:begin + len(piece)]
     == piece.
 
     A text within the limit stays whole, as does any with limit None; else it is cut into sentences, and a sentence
     that is still too long at its clauses, then at white space, into as few pieces as fit greedily. A single word over
     the limit stays as it is. White space alone gives no piece. language: of the text, as in `sentences`.
+    each_sentence: sentences are cut apart even where the text is within the limit.
     """
     if not text.strip():
         return []
-    if limit is None or count(text) <= limit:
+    if limit is None or (not each_sentence and count(text) <= limit):
         return [(0, text)]
-    return [
-        piece
-        for begin, sentence in sentences(text, language)
-        for piece in _fitting(begin, sentence, count, limit, [_CLAUSE, _SPACE])
-    ]
+    found = sentences(text, language)
+    if len(found) == 1 and count(text) <= limit:
+        return [(0, text)]
+    return [piece for begin, sentence in found for piece in _fitting(begin, sentence, count, limit, [_CLAUSE, _SPACE])]
 
 
 def _fitting(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regard.errors import RegardError
-from regard.inputs.sentences import sentences, split_long
+from regard.inputs.sentences import are_single_sentences, sentences, split_long
 
 # Letters, marks and white space of one to four bytes, so that places in bytes and in characters differ.
 MESSY = st.text(alphabet="ab AB.,;:!?…。，\n\t\r\u00a0\u0085\u2028é😀\u0301\"'()0", max_size=60)
@@ -105,3 +105,18 @@ def test_without_the_library_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch)
     assert split_long("One. Two.", num_words, 2) == [(0, "One. Two.")]
     with pytest.raises(RegardError, match=r"needs a package: pip install sentencex$"):
         split_long("One. Two.", num_words, 1)
+
+
+def test_each_sentence_is_cut_apart_though_the_text_is_short() -> None:
+    text = "A dog runs. Two men sit on a bench."
+    count = len
+    assert split_long(text, count, 1000) == [(0, text)]
+    assert split_long(text, count, 1000, each_sentence=True) == [(0, "A dog runs."), (12, "Two men sit on a bench.")]
+    assert split_long(" A dog runs. ", count, 1000, each_sentence=True) == [(0, " A dog runs. ")]
+    assert split_long(text, count, None, each_sentence=True) == [(0, text)]
+
+
+def test_single_sentences_are_told_from_texts() -> None:
+    single = ["A dog runs.", "Two men sit on a bench", "Is it raining?"] * 5
+    assert are_single_sentences(single)
+    assert not are_single_sentences([*single, *["One. Two more come."] * 4])

@@ -19,7 +19,7 @@ import torch
 
 from regard.attention.observation import Observe
 from regard.attention.record import AttentionRecord
-from regard.data.batches import TokenBudget
+from regard.data.batches import Sequences, TokenBudget
 from regard.data.readers import DataSpec
 from regard.decoding.force import force
 from regard.decoding.options import DecodingOptions
@@ -200,8 +200,8 @@ def _forced_attention(translator: Translator, phrases: Sequence[Phrase]) -> tupl
     """Per phrase the map [target tokens, source tokens] and the character spans of both."""
     sources = translator.source_tokenizer.encode([phrase.source for phrase in phrases])
     targets = translator.target_tokenizer.encode([phrase.target for phrase in phrases])
-    source, source_lengths = _padded([one.ids for one in sources])
-    target, target_lengths = _padded([one.ids for one in targets])
+    source, source_lengths = Sequences.padded([one.ids for one in sources])
+    target, target_lengths = Sequences.padded([one.ids for one in targets])
     memories, _ = translator.model.encode(source, source_lengths)
     forced = force(
         translator.model.decoder, memories, target, target_lengths, bos=Tokenizer.BOS, observe=Observe(rows="all")
@@ -212,15 +212,6 @@ def _forced_attention(translator: Translator, phrases: Sequence[Phrase]) -> tupl
     for row in range(len(phrases)):
         maps.append(mean[row, : int(target_lengths[row]), : int(source_lengths[row])].numpy())
     return maps, [[*one.offsets, (0, 0)] for one in sources], [[*one.offsets, (0, 0)] for one in targets]
-
-
-def _padded(ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each sequence with its end token, padded: (ids [batch, longest], lengths [batch])."""
-    lengths = torch.tensor([len(one) + 1 for one in ids])
-    padded = torch.full((len(ids), int(lengths.max())), Tokenizer.PAD)
-    for row, one in enumerate(ids):
-        padded[row, : len(one) + 1] = torch.tensor([*one, Tokenizer.EOS])
-    return padded, lengths
 
 
 def _worth_showing(phrases: Sequence[Phrase], count: int = 4) -> list[Phrase]:

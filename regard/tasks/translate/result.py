@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ class Translation:
     text: str
     score: float
     tokens: tuple[str, ...]
-    attention: AttentionRecord | None
+    attention: AttentionRecord | None = field(compare=False, repr=False)
     finished: bool = True
     alternatives: tuple[Translation, ...] = ()
 

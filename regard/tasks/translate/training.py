@@ -20,6 +20,7 @@ from regard.data.fetch import Progress
 from regard.data.readers import DataSpec, read
 from regard.data.records import BadRecords
 from regard.errors import ConfigError, DataError, RegardError
+from regard.inputs.sentences import are_single_sentences
 from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.tasks import run_directory
@@ -93,7 +94,13 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
         "parameters": model.num_parameters(),
     }
     config = TranslatorConfig(
-        recipe.data.source_language, recipe.data.target_language, recipe.model, recipe.decoding, longest, about
+        recipe.data.source_language,
+        recipe.data.target_language,
+        recipe.model,
+        recipe.decoding,
+        longest,
+        about,
+        sentence_level=are_single_sentences([text for text, _ in validation], recipe.data.source_language),
     )
 
     def translator(trained: nn.Module) -> Translator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observe
-from regard.data.batches import TokenBudget
+from regard.data.batches import Sequences, TokenBudget
 from regard.data.batches import cut as cut_batches
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
@@ -44,6 +44,8 @@ class TranslatorConfig:
     # The longest source that training saw, in tokens; a longer text is translated sentence by sentence.
     longest_source: int
     training: dict[str, Any]  # where the model comes from: recipe, data hash, scores; for people and for `evaluate`
+    # Whether training saw sentences one by one; such a model drops all but one of several, however short.
+    sentence_level: bool = True
 
     def __post_init__(self) -> None:
         self.decoding.check()
@@ -86,6 +88,10 @@ class Translator:
         load_weights(model, directory.weights)
         return cls(model.to(device=device, dtype=dtype), source, target, config)
 
+    def __repr__(self) -> str:
+        languages = f"{self.config.source_language} to {self.config.target_language}"
+        return f"Translator({languages}, {self.model.num_parameters():,} parameters)"
+
     def save(self, folder: Path, card: str = "") -> None:
         """Writes a model directory. card: the text of its README.md."""
         joint = self.source_tokenizer == self.target_tokenizer
@@ -100,7 +106,7 @@ class Translator:
 
     def translate(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         options: DecodingOptions | None = None,
         *,
         attention: bool = True,
@@ -112,8 +118,9 @@ class Translator:
         """Translates each text; the result has the same order.
 
         options: how to search; the model's own recipe unless given. changes: single fields of it, as in beam_size=1.
-        attention: also return what was attended to. split: translate a text that is longer than any in training
-        sentence by sentence. batch_tokens: padded source tokens decoded at once, times the beam. first_number: the
+        attention: also return what was attended to. split: translate sentence by sentence what the model cannot take
+        as a whole: any text of several sentences if it was trained on single ones, a text longer than any in training
+        in every case. batch_tokens: padded source tokens decoded at once, times the beam. first_number: the
         number of the first text where these are part of a longer series; samples depend on a text's number, not on
         its company.
 
@@ -124,10 +131,15 @@ class Translator:
         if changes:
             options = validated(DecodingOptions, {**plain(options), **changes}, "translate")
         options.check()
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        given, texts = texts, list(texts)
+        if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")
-        limit = self.config.longest_source if split else None
-        cuts = [split_long(text, self._count, limit, self.config.source_language) for text in texts]
+        config = self.config
+        limit = config.longest_source if split else None
+        cuts = [
+            split_long(text, self._count, limit, config.source_language, each_sentence=config.sentence_level)
+            for text in texts
+        ]
         pieces = [piece for cut in cuts for _, piece in cut]
         # A piece's number says which text it is of and which of its pieces, whatever became of the other texts.
         numbers = [
@@ -172,10 +184,7 @@ class Translator:
         self, ids: list[list[int]], numbers: np.ndarray, options: DecodingOptions, attention: bool
     ) -> list[list[Hypothesis]]:
         device = next(self.model.parameters()).device
-        lengths = torch.tensor([len(one) + 1 for one in ids])
-        source = torch.full((len(ids), int(lengths.max())), Tokenizer.PAD)
-        for row, one in enumerate(ids):
-            source[row, : len(one) + 1] = torch.tensor([*one, Tokenizer.EOS])
+        source, lengths = Sequences.padded(ids)
         memories, _ = self.model.encode(source.to(device), lengths.to(device))
         return decode(
             self.model.decoder,

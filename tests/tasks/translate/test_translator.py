@@ -456,3 +456,16 @@ def test_a_configuration_that_cannot_be(trained: Translator) -> None:
     with pytest.raises(ConfigError, match=r"^longest_source is 0, expected 1 or more$"):
         replace(trained.config, longest_source=0)
     assert transformer(6, 1, 2, 5) == transformer(6, 1, 2, 5)
+
+
+def test_a_model_of_single_sentences_loses_none_of_several(trained: Translator) -> None:
+    """However short the text: a model that never saw two sentences would translate one of them."""
+    single = [one.text for one in trained.translate(["dog cat.", "Bird dog."], attention=False)]
+    assert trained.config.sentence_level
+    [both] = trained.translate(["dog cat. Bird dog."], attention=False)
+    assert both.text == " ".join(single)
+
+
+def test_any_iterable_of_texts_is_translated(trained: Translator) -> None:
+    texts = ["dog cat", "bird"]
+    assert [one.text for one in trained.translate(iter(texts))] == [one.text for one in trained.translate(texts)]
