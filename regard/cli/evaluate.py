@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from regard.errors import ConfigError
-
-SCORINGS = ("sacrebleu", "moses-lowercase")
+from regard.tasks.translate.scorings import SCORINGS
 
 
 def evaluate(
@@ -32,7 +31,8 @@ def evaluate(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
 ) -> None:
     """Translate a test set and print BLEU and chrF with sacreBLEU's signatures and bootstrap intervals."""
-    if scoring not in SCORINGS:
+    chosen = next((known for known in SCORINGS if known == scoring), None)
+    if chosen is None:
         raise ConfigError(f"--scoring {scoring}: expected one of {', '.join(SCORINGS)}")
     if output is not None and (output.is_dir() or not output.parent.is_dir()):
         problem = "is a folder" if output.is_dir() else f"no folder {output.parent}"
@@ -52,7 +52,7 @@ def evaluate(
     options = replace(translator.config.decoding, **given)
     options.check()
     typer.echo(f"translating {len(pairs):,} sentences", err=True)
-    [found] = evaluate_translation(translator, pairs, [scoring], options=options)  # type: ignore[list-item]
+    [found] = evaluate_translation(translator, pairs, [chosen], options=options)
     if output is not None:
         lines = (text.replace("\r", " ").replace("\n", " ") for text in found.outputs)
         write_text(output, "".join(line + "\n" for line in lines))

@@ -6,7 +6,7 @@ save, and a run resumed anywhere sees the batches it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -115,10 +115,6 @@ class Batch:
         return int(self.roles[role].lengths.sum())
 
     @property
-    def num_source_tokens(self) -> int:
-        return self.num_tokens("source")
-
-    @property
     def num_target_tokens(self) -> int:
         """How many predictions the loss is summed over."""
         return self.num_tokens("target")
@@ -144,9 +140,6 @@ class Position:
 
     epoch: int = 0
     index: int = 0
-
-
-BEGINNING = Position()
 
 
 class BatchStream:
@@ -214,13 +207,6 @@ class BatchStream:
             return Position(position.epoch, position.index + 1)
         return Position(position.epoch + 1, 0)
 
-    def iterate(self, start: Position = BEGINNING) -> Iterator[tuple[Position, Batch]]:
-        """Every batch from `start` on with its position, without end."""
-        position = start
-        while True:
-            yield position, self.at(position)
-            position = self.after(position)
-
     def padding_share(self, epoch: int = 0) -> dict[str, float]:
         """For each role padding's part of all ids in `epoch` over all ranks, 0 to 1."""
         batches = self._all_batches(epoch)
@@ -242,23 +228,6 @@ class BatchStream:
             places = places[: len(places) - len(places) % self._world_size]
             self._cached = epoch, [batches[place] for place in places]
         return self._cached[1]
-
-
-def eval_batches(
-    corpus: Corpus, batch_tokens: int, *, roles: Sequence[str] | None = None, max_sentences: int | None = None
-) -> Iterator[Batch]:
-    """Every sentence once, shortest first, equal ones in corpus order: the same batches at every call.
-
-    A batch's `indices` say where its sentences stand in the corpus. Raises: DataError as BatchStream does.
-    """
-    roles = tuple(roles) if roles is not None else corpus.roles
-    lengths = [corpus.lengths(role) for role in roles]
-    longest = np.maximum.reduce(lengths)
-    _check_budget(corpus, longest, batch_tokens)
-    order = _by_length(lengths, None, 0.0)
-    ends = cut(longest[order], TokenBudget(batch_tokens, max_sentences))
-    for indices in np.split(order, ends[:-1]):
-        yield load(corpus, indices, roles)
 
 
 def load(corpus: Corpus, indices: np.ndarray, roles: Sequence[str] | None = None) -> Batch:
@@ -292,7 +261,7 @@ def cut(lengths: np.ndarray, budget: TokenBudget) -> np.ndarray:
     return np.array(ends, dtype=np.int64)
 
 
-def _by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator | None, noise: float) -> np.ndarray:
+def _by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator, noise: float) -> np.ndarray:
     """int64 [sentences]: an order in which neighbours have like lengths in every role; ties fall by `chance`.
 
     The first key is the longest role's length, which the budget counts; then the roles' lengths, the last role's first.
@@ -300,10 +269,10 @@ def _by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator | None
     with the shortest of the next.
     """
     num_sentences = len(lengths[0])
-    order = np.arange(num_sentences) if chance is None else chance.permutation(num_sentences)
+    order = chance.permutation(num_sentences)
     keys = [values[order].astype(np.int64) for values in lengths]
     width = 1 << (31 // len(keys))  # int64 holds the longest length and all keys, which beyond this no longer differ
-    if noise and chance is not None:
+    if noise:
         for key in keys:
             key[:] = np.rint(key * (1.0 + noise * (chance.random(num_sentences) - 0.5)))
     combined = np.maximum.reduce(keys)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -83,27 +82,12 @@ class MinLength:
     def score(self, state: int, log_probs: Tensor) -> Tensor | None:
         if state >= self.tokens:
             return None
-        return _ban(log_probs, [self.eos])
+        votes = log_probs.new_zeros(log_probs.shape[-1])
+        votes[self.eos] = FORBIDDEN
+        return votes
 
     def select(self, state: int, rows: Tensor, tokens: Tensor) -> int:
         return state + 1
-
-
-@dataclass(frozen=True)
-class SuppressTokens:
-    """Forbids output ids everywhere, such as padding and BOS."""
-
-    ids: Sequence[int]
-    bound: ClassVar[float] = 0.0
-
-    def start(self, sentences: Tensor) -> None:
-        return None
-
-    def score(self, state: None, log_probs: Tensor) -> Tensor | None:
-        return _ban(log_probs, self.ids)
-
-    def select(self, state: None, rows: Tensor, tokens: Tensor) -> None:
-        return None
 
 
 class _Forced(NamedTuple):
@@ -137,41 +121,3 @@ class ForcedPrefix:
 
     def select(self, state: _Forced, rows: Tensor, tokens: Tensor) -> _Forced:
         return _Forced(state.position + 1, state.tokens[rows], state.lengths[rows])
-
-
-class _Countdown(NamedTuple):
-    position: int
-    lengths: Tensor
-
-
-@dataclass(frozen=True)
-class ForcedEnd:
-    """Lets nothing but EOS be the last token that a sentence may have, so that every output is finished.
-
-    lengths: [sentences], the most tokens of each output, EOS counted; what `decode` was given as max_lengths.
-    """
-
-    lengths: Tensor
-    eos: int
-    bound: ClassVar[float] = 0.0
-
-    def start(self, sentences: Tensor) -> _Countdown:
-        return _Countdown(0, self.lengths[sentences])
-
-    def score(self, state: _Countdown, log_probs: Tensor) -> Tensor | None:
-        last = state.position + 1 >= state.lengths
-        if not bool(last.any()):
-            return None
-        votes = torch.zeros_like(log_probs).masked_fill_(last[:, None], FORBIDDEN)
-        votes[:, self.eos] = 0.0
-        return votes
-
-    def select(self, state: _Countdown, rows: Tensor, tokens: Tensor) -> _Countdown:
-        return _Countdown(state.position + 1, state.lengths[rows])
-
-
-def _ban(log_probs: Tensor, ids: Sequence[int]) -> Tensor:
-    """Votes [num_outputs] that forbid some ids."""
-    votes = log_probs.new_zeros(log_probs.shape[-1])
-    votes[list(ids)] = FORBIDDEN
-    return votes

@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from regard.training.disk import write_atomically
 
 RECIPE = "recipe.yaml"
 RESULT = "result.json"
+LOCK = ".lock"
 
 _ANEW = "restore it, or give another --run to start anew"
 
@@ -33,12 +34,15 @@ _ANEW = "restore it, or give another --run to start anew"
 def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Path]:
     """Holds the run directory for this process alone, with `recipe` (plain values) as its recipe.
 
+    A folder that was made here and holds nothing but the lock at the end is removed.
+
     Raises: ConfigError naming the keys when a run with another recipe lies there; TrainingError when another process is
     training in it or it cannot be made.
     """
+    is_ours = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the run ends)
+        lock = open(folder / LOCK, "w")  # noqa: SIM115 (held until the run ends)
     except OSError as error:
         why = f"cannot be used as a run directory ({_reason(error)})"
         raise TrainingError(f"{folder}: {why}; give another with --run") from None
@@ -51,8 +55,14 @@ def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Pat
         except OSError as error:
             why = f"this disk has no locks ({_reason(error)})"
             raise TrainingError(f"{folder}: {why}; give a --run on a local disk") from None
-        _keep_recipe(folder / RECIPE, recipe, origin)
-        yield folder
+        try:
+            _keep_recipe(folder / RECIPE, recipe, origin)
+            yield folder
+        finally:
+            with suppress(OSError):  # tidying, which must not hide why the run ended
+                if is_ours and [path.name for path in folder.iterdir()] == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:

@@ -39,7 +39,10 @@ QUICK = {"training__max_steps": 7, "training__validate_every": 7}
         ("data.validation.path={source: val.en, target: test.de}", ["val.en has 23", "test.de has 41", "line by line"]),
         ("tokenizers.source.vocab_size=9000", ["tokenizers.source.vocab_size is 9000", "or less"]),
         ("data.max_tokens=2", ["no usable record", "too long", "train.en:1"]),
-        ("model.encoder.attention.heads=5", ["model", "32", "5"]),
+        ("model.encoder.attention.heads=5", ["model.encoder: attention", "32", "5"]),
+        ("model.decoder.attention.heads=5", ["model.decoder: attention", "32", "5"]),
+        ("seed=-1", ["`seed` is -1"]),
+        ("data.batch.batch_tokens=3", ["data.batch.batch_tokens is 3", "40 or more", "data.max_tokens"]),
     ],
 )
 def test_a_recipe_that_cannot_be(
@@ -51,7 +54,8 @@ def test_a_recipe_that_cannot_be(
     if not change.startswith(("task", "tokenizers", "training.max_steps", "seed.", "data.")):
         assert str(trained.recipe) in line or "model" in line
     assert files_in(trained.data) == before
-    assert not (tmp_path / "run" / "recipe.yaml").exists()
+    assert not (tmp_path / "run").exists()
+    assert ("learning" in done.err) == change.startswith(("tokenizers", "data.max_tokens"))
     # The mistake mended, the same run directory serves.
     if "vocab_size" in change:
         mended = write_recipe(tmp_path / "mended.yaml", trained.data, **QUICK)
@@ -141,6 +145,19 @@ def test_a_folder_that_is_no_run_is_left_alone(command: Command, trained: Traine
     command("train", trained.recipe, "--run", tmp_path).refused(str(tmp_path), "holds model", "--run")
     command("train", trained.recipe, "--run", trained.recipe).refused(str(trained.recipe), "--run")
     assert files_in(tmp_path) == before
+
+
+def test_a_damaged_corpus_stops_a_resumed_run(command: Command, trained: Trained, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    (run / "result.json").unlink()
+    path = run / "data" / "train" / "target.tokens"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    before = files_in(run)
+    command("train", trained.recipe, "--run", run).refused(f"{path}: the content is not", f"delete {path.parent}")
+    assert files_in(run) == before
 
 
 def test_two_processes_cannot_train_in_one_place(command: Command, trained: Trained, tmp_path: Path) -> None:

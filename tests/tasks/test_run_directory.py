@@ -90,6 +90,29 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("was_there", "kept", "stays"), [(False, False, False), (True, False, True), (False, True, True)]
+)
+def test_a_run_that_wrote_nothing_leaves_no_folder_of_its_own(
+    tmp_path: Path, was_there: bool, kept: bool, stays: bool
+) -> None:
+    folder = tmp_path / "run"
+    if was_there:
+        folder.mkdir()
+
+    def fail() -> None:
+        with run_directory.opened(folder, {"a": 1}, "x"):
+            (folder / run_directory.RECIPE).unlink()
+            if kept:
+                (folder / "metrics.jsonl").write_text("{}")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert folder.exists() == stays
+    assert (folder / "metrics.jsonl").exists() == kept
+
+
 def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*values: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

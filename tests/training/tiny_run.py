@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.data.batches import Batch, BatchStream, TokenBudget, eval_batches
+from regard.data.batches import Batch, BatchStream, Position, TokenBudget
 from regard.data.corpus import Corpus, prepare
 from regard.data.records import Origin, Record
 from regard.errors import RegardError
@@ -102,7 +102,8 @@ def tiny_validate(corpus: Corpus) -> Callable[[nn.Module], dict[str, float]]:
         assert not model.training
         assert not torch.is_grad_enabled()
         torch.rand(3)
-        batches = list(eval_batches(corpus, 90))
+        stream = BatchStream(corpus, TokenBudget(90), seed=1)
+        batches = [stream.at(Position(0, index)) for index in range(stream.num_batches(0))]
         nll = sum(float(tiny_objective(model, batch, torch.float32).nll) for batch in batches)
         mean = nll / sum(batch.num_target_tokens for batch in batches)
         return {"log_likelihood": -mean, "perplexity": float(torch.tensor(mean).exp())}

@@ -82,20 +82,6 @@ def alignment_accuracy(
     return _averaged(recovered, chances)
 
 
-def chance_alignment(phrases: Sequence[Phrase], *, kinds: Collection[str] = NUMBER_WORDS) -> float:
-    """The accuracy to expect of choosing one of the source's words at random for every link; nan without links.
-
-    For one link it is the share of the source's words that overlap its source span: 1 / words, as a link covers one
-    word. The same links are counted as in `alignment_accuracy`, whose `chance` it equals.
-    """
-    chances = []
-    for phrase in phrases:
-        words = source_words(phrase.source)
-        if len(words) >= 2:
-            chances += [float(_right_words(link, words).mean()) for link in phrase.links if link.kind in kinds]
-    return _averaged([], chances).chance
-
-
 def source_words(text: str) -> list[Span]:
     """The spans of the candidates: runs of letters and digits."""
     return [match.span() for match in re.finditer(r"[^\W_]+", text)]

@@ -8,7 +8,8 @@ from typing import Any
 
 from regard.decoding.options import DecodingOptions
 from regard.errors import DataError
-from regard.tasks.translate.scoring import Scores, Scoring, score
+from regard.tasks.translate.scoring import Scores, score
+from regard.tasks.translate.scorings import Scoring
 from regard.tasks.translate.translator import Translator
 
 

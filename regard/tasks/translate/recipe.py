@@ -14,10 +14,12 @@ from regard.data.batches import TokenBudget
 from regard.data.fetch import Progress, cache_folder, fetch
 from regard.data.readers import DataSpec
 from regard.decoding.options import DecodingOptions
-from regard.errors import ConfigError
+from regard.errors import ConfigError, RegardError
 from regard.inputs.text import TokenizerConfig
+from regard.models.attention_rnn import AttentionRNNConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks.recipe import Section
+from regard.tasks.translate.scorings import SCORINGS, Scoring
 from regard.training.config import TrainingConfig
 
 ROLES = ("source", "target")
@@ -79,7 +81,7 @@ class Tokenizers(Section):
 class Validation(Section):
     """What decides which weights are best."""
 
-    scoring: Literal["sacrebleu", "moses-lowercase"] = "sacrebleu"
+    scoring: Scoring = "sacrebleu"
     metric: Literal["bleu", "chrf", "exact_match"] = "bleu"
     decoding: Decoding = DecodingOptions()
     max_sentences: Annotated[int, Field(ge=1)] | None = None  # only the first so many; null: all
@@ -89,7 +91,7 @@ class TranslateRecipe(Section):
     """A complete run: data, tokenizers, model, training, decoding."""
 
     task: Literal["translate"]
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
     data: TranslateData
     tokenizers: Tokenizers
     model: EncoderDecoderConfig
@@ -97,8 +99,7 @@ class TranslateRecipe(Section):
     validation: Validation = Validation()
     decoding: Decoding = DecodingOptions(beam_size=5)  # of the finished model
     decoding_batch_tokens: Annotated[int, Field(ge=1)] = 4096  # padded source tokens decoded at once
-    # Scorings of the test set.
-    report: tuple[Literal["sacrebleu", "moses-lowercase"], ...] = ("sacrebleu", "moses-lowercase")
+    report: tuple[Scoring, ...] = SCORINGS  # scorings of the test set
 
     @model_validator(mode="after")
     def _fits_together(self) -> TranslateRecipe:
@@ -111,6 +112,12 @@ class TranslateRecipe(Section):
             raise ConfigError(
                 f"validation.metric is chrf, which scoring {self.validation.scoring} does not give; set"
                 " validation.scoring to sacrebleu, or validation.metric to bleu"
+            )
+        batch_tokens, longest = self.data.batch.batch_tokens, self.data.max_tokens
+        if batch_tokens < longest:
+            raise ConfigError(
+                f"data.batch.batch_tokens is {batch_tokens}, expected {longest} or more, so that a record of"
+                " data.max_tokens fits into a batch; raise it, or lower data.max_tokens"
             )
         check_ranges(self.model)
         if self.model.tie == "all" and not self.tokenizers.joint:
@@ -166,14 +173,25 @@ def with_root(recipe: TranslateRecipe, recipe_path: Path, progress: Progress | N
 
 
 def _refuse_what_cannot_be_built(config: EncoderDecoderConfig) -> None:
-    """Builds the model with one layer (all are alike) and few words, so that each part's own checks speak up."""
+    """Builds the model with one layer (all are alike) and few words, so that each part's own checks speak up.
+
+    Raises: what they raise, headed by the side it comes from.
+    """
     sides: dict[str, Any] = {"encoder": config.encoder, "decoder": config.decoder}
     for name, side in sides.items():
         if hasattr(side, "num_layers"):
             sides[name] = dataclasses.replace(side, num_layers=1)
     num_words = 5
     with torch.random.fork_rng(devices=[]):  # initialisation draws random numbers that belong to somebody else
-        EncoderDecoder(num_words, num_words, dataclasses.replace(config, **sides))
+        whole = dataclasses.replace(config, **sides)
+        # Beside a decoder that goes with any encoder, what is wrong is wrong with the encoder.
+        any_decoder = AttentionRNNConfig("attention-rnn", model_dim=1, attention_dim=1)
+        encoder_alone = dataclasses.replace(whole, decoder=any_decoder, tie="none")
+        for name, built in (("encoder", encoder_alone), ("decoder", whole)):
+            try:
+                EncoderDecoder(num_words, num_words, built)
+            except RegardError as error:
+                raise ConfigError(f"model.{name}: {error}") from None
 
 
 def _out_of_range(config: Any, place: str) -> Iterator[str]:

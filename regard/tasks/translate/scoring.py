@@ -13,13 +13,12 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from regard.errors import ConfigError, DataError, RegardError
-
-Scoring = Literal["sacrebleu", "moses-lowercase"]
+from regard.tasks.translate.scorings import SCORINGS, Scoring
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Metric:
     name: str  # "BLEU" or "chrF"
     value: float  # of the whole corpus
     interval: tuple[float, float] | None  # 95 % by bootstrap over sentences; None where no samples were asked for
-    signature: str  # sacreBLEU's own, headed by regard's where regard prepared the text
+    signature: str  # sacreBLEU's own; where regard prepared the text, headed by how, and with its case and tokens
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def score(
     Source: Papineni et al. 2002 (BLEU), Popović 2015 (chrF), Post 2018 (signatures).
     """
     _check_texts(hypotheses, references)
-    if scoring not in get_args(Scoring):
-        raise ConfigError(f"scoring: received {scoring!r}, expected one of {', '.join(get_args(Scoring))}")
+    if scoring not in SCORINGS:
+        raise ConfigError(f"scoring: received {scoring!r}, expected one of {', '.join(SCORINGS)}")
     if bootstrap_samples < 0 or bootstrap_samples == 1:
         raise ConfigError(
             f"bootstrap_samples: received {bootstrap_samples}, expected 0 for no interval or at least 2; 1000 is usual"
@@ -161,7 +160,10 @@ def _measure(
         cut = num_samples // 40  # 2.5 % at either end
         interval = (values[cut], values[num_samples - cut - 1])
         metric.n_bootstrap, metric.seed = num_samples, str(seed)  # what sacreBLEU's signature prints
-    return Metric(name, value, interval, prefix + str(metric.get_signature()))
+    signature = str(metric.get_signature())
+    if prefix:  # sacreBLEU left case and tokens alone, which in one line with the prefix would read as its contrary
+        signature = prefix + signature.replace("|case:mixed|", "|case:lc|").replace("|tok:none|", "|tok:moses|")
+    return Metric(name, value, interval, signature)
 
 
 def _moses_lowercase(

@@ -28,14 +28,14 @@ from regard.tasks.recipe import plain
 from regard.tasks.translate.card import model_card
 from regard.tasks.translate.evaluation import Evaluation, evaluate
 from regard.tasks.translate.recipe import ROLES, TranslateData, TranslateRecipe, with_root
-from regard.tasks.translate.scoring import Scoring, score
+from regard.tasks.translate.scoring import score
 from regard.tasks.translate.translator import Translator, TranslatorConfig
 from regard.training.loop import Summary, Trainer
 from regard.training.monitor import Silent, Watcher
 from regard.training.objective import Loss, cross_entropy
 
 # What a run that never began may leave in its folder.
-LEFTOVERS = {".lock", f"{run_directory.RECIPE}.unfinished"}
+LEFTOVERS = {run_directory.LOCK, f"{run_directory.RECIPE}.unfinished"}
 
 
 def train(
@@ -192,9 +192,8 @@ def validation_scores(
         batch_tokens=recipe.decoding_batch_tokens,
     )
     outputs = [one.text for one in found]
-    scoring: Scoring = recipe.validation.scoring
     language = recipe.data.target_language
-    scores = score(outputs, references, language=language, scoring=scoring, bootstrap_samples=0)
+    scores = score(outputs, references, language=language, scoring=recipe.validation.scoring, bootstrap_samples=0)
     values = {metric.name.lower(): metric.value for metric in scores.metrics}
     matches = sum(output == reference for output, reference in zip(outputs, references, strict=True))
     return {**values, "exact_match": matches / len(pairs)}
@@ -223,25 +222,34 @@ def _tokenizer(
 ) -> Tokenizer:
     """The tokenizer at `path`, trained on the text of `roles` where there is none. key: in the recipe."""
     if not path.is_file():
+        texts = _texts(data, roles)  # a file that cannot be read is told here, before any learning
         path.parent.mkdir(parents=True, exist_ok=True)
         watcher.said(f"learning a vocabulary of {config.vocab_size:,} subwords from {' and '.join(roles)}")
         try:
-            Tokenizer.train(_texts(data, roles), config).save(path)
+            Tokenizer.train(texts, config).save(path)
         except ConfigError as error:
             raise ConfigError(str(error).replace("tokenizer.vocab_size", f"tokenizers.{key}.vocab_size")) from None
     return Tokenizer.load(path)
 
 
 def corpora(recipe: TranslateRecipe, folder: Path, source: Tokenizer, target: Tokenizer, watcher: Watcher) -> Corpus:
-    """The training corpus, prepared once and memory-mapped from then on."""
+    """The training corpus, prepared once and memory-mapped from then on, after one look whether it is still what was
+    written.
+
+    Raises: DataError when it is damaged, or was prepared from other data.
+    """
     data = recipe.data
     parts = [sha256_of_files(data.train.files()), repr(data.train), source.fingerprint(), target.fingerprint()]
     wanted = hashlib.sha256(json.dumps([*parts, data.max_tokens, data.on_bad]).encode()).hexdigest()
     path = folder / "train"
     if path.is_dir():
-        corpus = Corpus.open(path)
-        if corpus.fingerprint == wanted:
-            return corpus
+        try:
+            corpus = Corpus.open(path)
+            if corpus.fingerprint == wanted:
+                corpus.verify()
+                return corpus
+        except DataError as error:
+            raise DataError(f"{error}: delete {path} and run the same command") from None
         raise DataError(f"{path}: was prepared from other data or tokenizers; use another --run, or delete this one")
     report = BadRecords()
     records = read(data.train, ROLES, on_bad=data.on_bad, report=report)
@@ -259,9 +267,9 @@ def corpora(recipe: TranslateRecipe, folder: Path, source: Tokenizer, target: To
 
 
 def _texts(data: TranslateData, roles: Iterable[str]) -> Iterator[str]:
-    for record in read(data.train, ROLES, on_bad=data.on_bad):
-        for role in roles:
-            yield record.fields[role]
+    """The training text of `roles`. Raises: DataError at once for a missing or empty file."""
+    records = read(data.train, ROLES, on_bad=data.on_bad)
+    return (record.fields[role] for record in records for role in roles)
 
 
 def _pairs(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from regard.errors import DataError, ShapeError
-from regard.tasks.translate.demo_alignment import alignment_accuracy, chance_alignment, source_words
+from regard.tasks.translate.demo_alignment import alignment_accuracy, source_words
 from regard.tasks.translate.demo_corpus import Link, Phrase, Span, make_corpus
 
 PHRASE = Phrase(
@@ -93,9 +93,10 @@ def test_single_words_are_not_measured_and_kinds_are_kept_apart() -> None:
     single = Phrase("seven", "sieben", (Link((0, 5), (0, 6), "number"),), "number", (7,))
     result = alignment_accuracy([single], [[[1.0]]], [[(0, 5)]], [[(0, 6)]])
     assert math.isnan(result.accuracy) and math.isnan(result.chance) and result.num_links == 0
-    assert math.isnan(chance_alignment([single]))
-    assert chance_alignment([single, PHRASE]) == pytest.approx(1 / 3)
-    assert math.isnan(chance_alignment([PHRASE], kinds=["month"]))
+    both = alignment_accuracy([single, PHRASE], [[[1.0]], [[0.2] * 5] * 5], [[(0, 5)], SOURCE], [[(0, 6)], TARGET])
+    assert both.chance == pytest.approx(1 / 3) and both.num_links == 2
+    months = alignment_accuracy([PHRASE], [[[0.2] * 5] * 5], [SOURCE], [TARGET], kinds=["month"])
+    assert math.isnan(months.chance) and months.num_links == 0
 
 
 def test_the_truth_scores_one_and_random_attention_scores_chance_on_a_corpus_under_any_tokens() -> None:
@@ -121,7 +122,14 @@ def test_the_truth_scores_one_and_random_attention_scores_chance_on_a_corpus_und
 
     noise = [generator.dirichlet(np.full(matrix.shape[1], 0.3), size=matrix.shape[0]) for matrix in truth]
     result = alignment_accuracy(phrases, noise, source_spans, target_spans)
-    assert result.chance == pytest.approx(chance_alignment(phrases))
+    counted = [
+        len(words)
+        for phrase, words in zip(phrases, source_spans, strict=True)
+        for link in phrase.links
+        if link.kind == "number" and len(words) > 1
+    ]
+    assert result.num_links == len(counted)
+    assert result.chance == pytest.approx(sum(1 / count for count in counted) / len(counted))  # a link covers one word
     assert 0.08 < result.chance < 0.3
     assert result.accuracy == pytest.approx(result.chance, abs=0.05)
 

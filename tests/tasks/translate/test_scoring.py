@@ -85,7 +85,9 @@ def test_moses_signature_says_what_was_done() -> None:
         "regard:moses-lowercase|language:de|steps:punctuation+lowercase+tokenize|dash-splits:no|escape:no"
         f"|sacremoses:{sacremoses.__version__}"
     )
-    assert rest.startswith("1|bs:1000|seed:7|") and "tok:none" in rest
+    assert rest.startswith("1|bs:1000|seed:7|case:lc|eff:no|tok:moses|smooth:exp|version:")
+    [plain, _] = score(HYPOTHESES, REFERENCES, language="de").metrics
+    assert "|case:mixed|" in plain.signature and "|tok:13a|" in plain.signature
     assert all(len(field.split(":")) == 2 for field in found.signature.split("|"))
 
 

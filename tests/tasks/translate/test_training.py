@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def recipe(text: Path, **changes: Any) -> TranslateRecipe:
             train=DataSpec({"source": "train.en", "target": "train.de"}),
             validation=DataSpec({"source": "val.en", "target": "val.de"}),
             test=DataSpec({"source": "test.en", "target": "test.de"}),
+            max_tokens=64,
             batch=TokenBudget(128),
         ),
         "tokenizers": Tokenizers(source=TokenizerConfig("bpe", 290)),
@@ -148,18 +150,39 @@ def test_the_corpus_is_prepared_once(text: Path, tmp_path: Path) -> None:
     [
         ({"tokenizers": Tokenizers(source=TokenizerConfig("bpe", 5_000))}, "tokenizers.source.vocab_size is 5000"),
         ({"data": "test"}, "no such file"),
+        ({"data": "train"}, "no such file"),
     ],
 )
 def test_a_mistake_before_the_first_step_leaves_the_folder_free(
     text: Path, tmp_path: Path, change: dict[str, Any], error: str
 ) -> None:
-    if change.get("data") == "test":
+    listener = Listener()
+    if "data" in change:
         gone = DataSpec({"source": "gone.en", "target": "gone.de"})
-        change = {"data": recipe(text).data.model_copy(update={"test": gone})}
+        change = {"data": recipe(text).data.model_copy(update={change["data"]: gone})}
     with pytest.raises(RegardError, match=error):
-        train(recipe(text, **change), tmp_path / "run")
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+        train(recipe(text, **change), tmp_path / "run", watcher=listener)
+    assert bool(listener.lines) == ("tokenizers" in change), "a file that is missing is told before anything begins"
+    assert not (tmp_path / "run").exists()
     assert train(recipe(text), tmp_path / "run")["steps"] == 6
+
+
+@pytest.mark.parametrize("name", ["target.tokens", "source.offsets"])
+def test_a_corpus_with_another_byte_is_not_trained_on(text: Path, tmp_path: Path, name: str) -> None:
+    result = train(recipe(text), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    folder = tmp_path / "run" / "data" / "train"
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        train(recipe(text), tmp_path / "run")
+    assert str(refused.value) == (
+        f"{folder / name}: the content is not what was written; prepare the corpus again: delete {folder} and run the"
+        " same command"
+    )
+    shutil.rmtree(folder)
+    assert train(recipe(text), tmp_path / "run")["data"] == result["data"]
 
 
 def test_a_mistake_on_resuming_keeps_the_run(text: Path, tmp_path: Path) -> None:

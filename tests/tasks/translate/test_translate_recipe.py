@@ -53,7 +53,14 @@ def test_its_checksums_are_those_of_the_corpus(shared_data: Path) -> None:
             "model.encoder.dropout is 1.0, expected 0 to below 1; model.decoder.attention.heads is 0, expected 1 or"
             " more; model.decoder.norm.eps is 0.0, expected above 0",
         ),
-        (["model.encoder.attention.heads=3"], "attention: model_dim 128 is no multiple of heads 3; set head_dim"),
+        (
+            ["model.encoder.attention.heads=3"],
+            "model.encoder: attention: model_dim 128 is no multiple of heads 3; set head_dim",
+        ),
+        (
+            ["model.decoder.attention.heads=3"],
+            "model.decoder: attention: model_dim 128 is no multiple of heads 3; set head_dim",
+        ),
         (
             ["model.decoder.model_dim=64"],
             "model.tie is all, but model.encoder.model_dim is 128 and model.decoder.model_dim 64; make them equal, or"
@@ -75,6 +82,13 @@ def test_its_checksums_are_those_of_the_corpus(shared_data: Path) -> None:
         (
             ["data.downloads={a.en: {url: x, sha256: 1f}}"],
             "key `data.downloads.a.en.sha256`: expected the 64 hexadecimal digits that sha256sum prints",
+        ),
+        (["seed=-1"], "key `seed` is -1: expected greater than or equal to 0"),
+        (["seed=9223372036854775808"], "key `seed` is 9223372036854775808: expected less than 9223372036854775808"),
+        (
+            ["data.batch.batch_tokens=3"],
+            "data.batch.batch_tokens is 3, expected 128 or more, so that a record of data.max_tokens fits into a batch;"
+            " raise it, or lower data.max_tokens",
         ),
         (["data.max_tokens=0"], "key `data.max_tokens` is 0: expected greater than or equal to 1"),
     ],
