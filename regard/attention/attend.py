@@ -242,6 +242,7 @@ def _checked(
     dropout: float,
     observe: Observe | None,
 ) -> Call:
+    _check_kinds(query, key, value, score, distribution, mask, observe)
     problems = [
         f"{name} has {tensor.ndim} axes, expected 4: [batch, heads, length, width]"
         for name, tensor in (("query", query), ("key", key), ("value", value))
@@ -271,3 +272,26 @@ def _checked(
     if problems:
         raise ShapeError("attend: " + "; ".join(problems))
     return Call(query, key, value, score, distribution or Softmax(), mask, dropout, observe or Observe())
+
+
+def _check_kinds(query: object, key: object, value: object, *others: object) -> None:
+    """Refuses arguments of the wrong kind, all at once; others: score, distribution, mask, observe."""
+    tensors = {"query": query, "key": key, "value": value}
+    problems = [
+        f"{name} is {type(given).__name__}, expected a tensor"
+        for name, given in tensors.items()
+        if not isinstance(given, Tensor)
+    ]
+    expected = (
+        ("score", Score, "an object such as ScaledDot()"),
+        ("distribution", Distribution, "an object such as Softmax()"),
+        ("mask", Mask, "an object such as Causal() or Padding(lengths), joined by & and |"),
+        ("observe", Observe, "a request such as Observe(entropy=True)"),
+    )
+    problems += [
+        f"{name} is {type(given).__name__}, expected {wanted}"
+        for (name, kind, wanted), given in zip(expected, others, strict=True)
+        if given is not None and not isinstance(given, kind)
+    ]
+    if problems:
+        raise ShapeError("attend: " + "; ".join(problems))

@@ -39,7 +39,7 @@ class Observe:
         return self.logsumexp or self.entropy or self.max_logit or self.received is not False or self.rows is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Observation:
     """One call's statistics; a field that was not asked for is None.
 
@@ -54,6 +54,10 @@ class Observation:
     received: Tensor | None = None
     rows: Tensor | None = None
     row_index: Tensor | None = None
+
+    def __repr__(self) -> str:
+        shapes = (f"{name}={list(tensor.shape)}" for name, tensor in self.tensors().items())
+        return f"Observation({', '.join(shapes)})"
 
     def tensors(self) -> dict[str, Tensor]:
         """The statistics that are there, by name."""

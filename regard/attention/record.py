@@ -8,7 +8,8 @@ attention lines up with tokens, with words and with characters.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -16,11 +17,11 @@ import torch
 from torch import Tensor
 
 from regard.attention.observation import Observation
+from regard.attention.words import Span, words_of
 from regard.errors import ConfigError, ModelFileError, ObservationError
 
 FORMAT_VERSION = 1
 WORD_MARKS = " \u2581\u0120"  # how SentencePiece and byte-level tokenizers show the space before a word
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Axis:
         return len(self.tokens)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionRecord:
     """Observations by layer name, e.g. "decoder.layers.3.cross", of one run over a batch.
 
@@ -54,6 +55,10 @@ class AttentionRecord:
     layers: Mapping[str, Observation]
     query: Axis | None = None
     key: Axis | None = None
+
+    def __repr__(self) -> str:
+        layers = (f"{name!r}: {observation!r}" for name, observation in self.layers.items())
+        return f"AttentionRecord({', '.join(layers)})"
 
     def __getitem__(self, layer: str) -> Observation:
         try:
@@ -81,17 +86,20 @@ class AttentionRecord:
             raise ObservationError("the record holds no layer; nothing was observed")
         return torch.stack(maps).mean(0)
 
-    def over_words(self, query_words: list[Span], key_words: list[Span]) -> AttentionRecord:
+    def over_words(
+        self, query_words: Sequence[Span] | None = None, key_words: Sequence[Span] | None = None
+    ) -> AttentionRecord:
         """The same record with words in place of tokens.
 
-        query_words, key_words: character spans of the words in each axis' text. A token belongs to the word with which
-        it shares most characters; special tokens stay words of their own. The mass on a word's tokens is summed over
-        keys and averaged over queries, so that each row still sums to 1.
+        query_words, key_words: character spans of the words in each axis' text, found by `words_of` unless given. A
+        token belongs to the word with which it shares most characters, a lone mark of a word's beginning to the word;
+        special tokens stay words of their own. The mass on a word's tokens is summed over keys and averaged over
+        queries, so that each row still sums to 1.
         """
         if self.query is None or self.key is None:
             raise ObservationError("over_words: the record does not say what its axes are")
-        query, query_members = _word_axis(self.query, query_words)
-        key, key_members = _word_axis(self.key, key_words)
+        query, query_members = _word_axis(self.query, words_of(self.query.text) if query_words is None else query_words)
+        key, key_members = _word_axis(self.key, words_of(self.key.text) if key_words is None else key_words)
         layers = {}
         for name, observation in self.layers.items():
             if observation.rows is None:
@@ -123,6 +131,8 @@ class AttentionRecord:
     @classmethod
     def load(cls, path: str | Path) -> AttentionRecord:
         """The record that `save` wrote as .safetensors. Raises: ModelFileError when it is missing or damaged."""
+        if not isinstance(path, str | os.PathLike):
+            raise ModelFileError(f"AttentionRecord.load: {path!r} is no path; give the file that `save` wrote")
         return _read_safetensors(Path(path))
 
 
@@ -139,7 +149,7 @@ def select_item(record: AttentionRecord, item: int) -> AttentionRecord:
     return replace(record, layers=layers)
 
 
-def _word_axis(axis: Axis, words: list[Span]) -> tuple[Axis, Tensor]:
+def _word_axis(axis: Axis, words: Sequence[Span]) -> tuple[Axis, Tensor]:
     """The axis over words, and its membership matrix [num_words, num_tokens] of zeros and ones."""
     owner: list[tuple[int, int]] = []  # per token: (word, -1), or (-1, token) where it stands for itself
     for index, (begin, end) in enumerate(axis.spans):
@@ -182,6 +192,8 @@ def _write_safetensors(record: AttentionRecord, path: Path) -> None:
         "axes": json.dumps(about),
         "layers": json.dumps(list(record.layers)),
     }
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: cannot be written (no folder {path.parent}); make it first")
     try:
         save_file(tensors, path, metadata=header)
     except (SafetensorError, OSError) as error:

@@ -6,9 +6,8 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -72,7 +71,11 @@ def translate(
         "max_length": max_length,
         "no_repeat_ngram": no_repeat_ngram,
     }
-    options = _options(translator.config.decoding, {k: v for k, v in changes.items() if v is not None}, sample=sample)
+    if sample:
+        changes["sample"] = True
+    options = translator.config.decoding.changed(
+        **{name: value for name, value in changes.items() if value is not None}
+    )
     all_good = True
     records: list[AttentionRecord] = []
     number = 0  # of the text, from 1
@@ -105,17 +108,6 @@ def _translations(
         first_number += len(part)
         for line in part:
             yield line if isinstance(line, BadInput) else next(done)
-
-
-def _options(options: DecodingOptions, changes: dict[str, Any], *, sample: bool) -> DecodingOptions:
-    """The model's own options with those of the command line. Raises: ConfigError for what cannot work."""
-    if sample:
-        options = replace(options, sample=True, beam_size=1)
-    elif "num_best" in changes and "beam_size" not in changes:
-        changes["beam_size"] = max(changes["num_best"], options.beam_size)
-    options = replace(options, **changes)
-    options.check()
-    return options
 
 
 def _printed(found: Translation | BadInput, number: int, *, as_json: bool, num_best: int) -> list[str]:

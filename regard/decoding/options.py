@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, suggestion
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,27 @@ class DecodingOptions:
         )
         if faults:
             raise ConfigError("\n".join(faults))
+
+    def changed(self, **changes: Any) -> DecodingOptions:
+        """The same with some fields changed, and what follows from them, checked.
+
+        sample without a beam_size sets it to 1, since a sample has no beam; a num_best above beam_size widens the beam
+        unless beam_size is given.
+        Raises: ConfigError for a field that is not one, and as `check` does.
+        """
+        known = [field.name for field in fields(self)]
+        unknown = [name for name in changes if name not in known]
+        if unknown:
+            hint = suggestion(unknown[0], known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"decoding: unknown option `{unknown[0]}`{hint}")
+        implied: dict[str, Any] = {}
+        if changes.get("sample"):
+            implied["beam_size"] = 1
+        elif changes.get("num_best", 0) > self.beam_size and not self.sample:
+            implied["beam_size"] = changes["num_best"]
+        options = replace(self, **{**implied, **changes})
+        options.check()
+        return options
 
     def max_lengths(self, source_lengths: Tensor) -> Tensor:
         """Most tokens of each row's output, int64 [rows], at least 1; source_lengths: [rows], real memory lengths."""

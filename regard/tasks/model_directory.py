@@ -94,6 +94,8 @@ def read(folder: str | os.PathLike[str]) -> ModelDirectory:
 
     Raises: ModelFileError for what is missing, damaged or of a newer format.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ModelFileError(f"load: {folder!r} is no path; give the `model` folder inside a run directory")
     folder = Path(folder)
     config = read_config(folder)
     place = _place(folder)

@@ -380,3 +380,9 @@ def test_law_a_padded_batch_is_its_items_alone(lengths: list[int], causal: bool,
         real = [side[item : item + 1, :, :length] for side in (query, key, value)]
         alone = attend(*real, mask=Causal() if causal else None, backend=backend).output
         torch.testing.assert_close(batched[item : item + 1, :, :length], alone)
+
+
+def test_arguments_of_the_wrong_kind_are_told_all_at_once() -> None:
+    query = torch.zeros(1, 1, 2, 3)
+    with pytest.raises(ShapeError, match=r"key is list, expected a tensor; mask is Tensor, expected an object such as"):
+        attend(query, [1], query, mask=torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]

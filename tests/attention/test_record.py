@@ -233,3 +233,11 @@ def test_a_lone_mark_of_a_words_beginning_belongs_to_the_word() -> None:
     assert words.key is not None
     assert words.key.tokens == ("an", "Ox", "</s>")
     torch.testing.assert_close(words.rows("a"), torch.eye(3))
+
+
+def test_words_are_found_unless_given() -> None:
+    axis = Axis("a dog.", ("a", "do", "g", ".", "</s>"), ((0, 1), (2, 4), (4, 5), (5, 6), (6, 6)))
+    record = AttentionRecord({"a": Observation(rows=torch.eye(5)[None, None])}, axis, axis)
+    assert record.over_words().query.tokens == ("a", "dog", ".", "</s>")  # type: ignore[union-attr]
+    assert "rows=[1, 1, 5, 5]" in repr(record)
+    assert record != AttentionRecord(record.layers, axis, axis)  # a record is itself and no other

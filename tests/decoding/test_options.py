@@ -102,3 +102,15 @@ def test_lengths_relative_to_the_source() -> None:
     relative = DecodingOptions(max_length=50, max_length_ratio=1.5, max_length_offset=10)
     assert relative.max_lengths(lengths).tolist() == [10, 11, 20, 50]
     assert DecodingOptions(max_length_ratio=0.5, max_length_offset=0).max_lengths(lengths).tolist() == [1, 1, 3, 50]
+
+
+def test_changed_takes_along_what_follows() -> None:
+    beam = DecodingOptions(beam_size=4)
+    assert beam.changed(sample=True, top_k=3) == DecodingOptions(sample=True, top_k=3)
+    assert beam.changed(num_best=8) == DecodingOptions(beam_size=8, num_best=8)
+    assert beam.changed(num_best=2) == DecodingOptions(beam_size=4, num_best=2)
+    assert beam.changed() == beam
+    with pytest.raises(ConfigError, match=r"num_best 8 exceeds beam_size 4"):
+        beam.changed(num_best=8, beam_size=4)
+    with pytest.raises(ConfigError, match=r"unknown option `beam_sise`, did you mean `beam_size`\?"):
+        beam.changed(beam_sise=3)

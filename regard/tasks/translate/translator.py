@@ -128,9 +128,13 @@ class Translator:
         DataError for something that is not text.
         """
         options = options or self.config.decoding
+        if not isinstance(options, DecodingOptions):
+            raise ConfigError(
+                f"translate: options is {type(options).__name__}, expected DecodingOptions; or give fields"
+            )
         if changes:
-            options = validated(DecodingOptions, {**plain(options), **changes}, "translate")
-        options.check()
+            validated(DecodingOptions, {**plain(options), **changes}, "translate")  # names and kinds
+        options = options.changed(**changes)
         given, texts = texts, list(texts)
         if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")

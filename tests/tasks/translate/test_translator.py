@@ -313,7 +313,7 @@ def test_without_splitting_a_long_text_stays_one(trained: Translator) -> None:
         ({"beam_sise": 3}, r"^translate: unknown key `beam_sise`, did you mean `beam_size`\?$"),
         ({"beam_size": "3"}, r'^translate: key `beam_size` is "3": expected a whole number$'),
         ({"beam_size": 0}, r"^decoding: beam_size is 0"),
-        ({"num_best": 2}, r"^decoding: num_best 2 exceeds beam_size 1"),
+        ({"num_best": 2, "beam_size": 1}, r"^decoding: num_best 2 exceeds beam_size 1"),
         ({"top_k": 3}, r"^decoding: top_k 3 without sample"),
     ],
 )
