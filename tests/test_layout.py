@@ -203,7 +203,7 @@ def test_every_public_name_is_there_lazily_and_for_type_checkers() -> None:
     assert {*regard._HOMES, "__version__"} == {*regard.__all__}
     for name in regard.__all__:
         assert getattr(regard, name) is not None
-        assert name in dir(regard)
+    assert dir(regard) == sorted(regard.__all__), "and nothing that is not public"
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:

@@ -193,7 +193,7 @@ def _write_safetensors(record: AttentionRecord, path: Path) -> None:
         "layers": json.dumps(list(record.layers)),
     }
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: cannot be written (no folder {path.parent}); make it first")
+        raise ConfigError(f"{path}: no such folder `{path.parent}`; create it or write elsewhere")
     try:
         save_file(tensors, path, metadata=header)
     except (SafetensorError, OSError) as error:

@@ -136,7 +136,7 @@ class DecodingOptions:
         implied: dict[str, Any] = {}
         if changes.get("sample"):
             implied["beam_size"] = 1
-        elif changes.get("num_best", 0) > self.beam_size and not self.sample:
+        elif changes.get("num_best", 0) > self.beam_size and not changes.get("sample", self.sample):
             implied["beam_size"] = changes["num_best"]
         options = replace(self, **{**implied, **changes})
         options.check()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -318,6 +319,24 @@ def test_every_mismatch_is_told_at_once() -> None:
         "value has 1 axes, expected 4: [batch, heads, length, width]",
         "devices: query cpu, key cpu, value meta",
         "dropout is -0.1, expected at least 0 and below 1",
+    ]
+    with pytest.raises(ShapeError) as caught:
+        attend(
+            None,  # type: ignore[arg-type]
+            np.zeros((1, 1, 1, 1)),  # type: ignore[arg-type]
+            torch.zeros(1, 1, 1, 1),
+            score="dot",  # type: ignore[arg-type]
+            distribution=torch.softmax,  # type: ignore[arg-type]
+            mask=torch.ones(3, 5, dtype=torch.bool),  # type: ignore[arg-type]
+            observe=True,  # type: ignore[arg-type]
+        )
+    assert str(caught.value).removeprefix("attend: ").split("; ") == [
+        "query is NoneType, expected a tensor",
+        "key is ndarray, expected a tensor",
+        "score is str, expected an object such as ScaledDot()",
+        "distribution is builtin_function_or_method, expected an object such as Softmax()",
+        "mask is Tensor, expected an object such as Causal() or Padding(lengths), joined by & and |",
+        "observe is bool, expected a request such as Observe(entropy=True)",
     ]
     whole = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
     with pytest.raises(ShapeError, match=r"dtypes: torch\.int64, expected a floating point one"):

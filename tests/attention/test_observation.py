@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from regard.attention.attend import attend
 from regard.attention.distributions import Softmax
 from regard.attention.masks import Causal, Padding
-from regard.attention.observation import Observe, observe_materialised, observe_rows
+from regard.attention.observation import Observation, Observe, observe_materialised, observe_rows
 from regard.errors import ObservationError, ShapeError
 
 BATCH, HEADS, KV_HEADS, QUERY_LEN, KEY_LEN, DIM = 2, 6, 3, 5, 7, 11
@@ -149,3 +149,12 @@ def test_a_distribution_without_logsumexp_refuses_it() -> None:
     weights, _ = Softmax().weights(scores, None)
     with pytest.raises(ObservationError, match="logsumexp asked for, but this distribution has none"):
         observe_materialised(Observe(logsumexp=True), scores, weights, None, None)
+
+
+def test_an_observation_is_equal_to_itself_alone_and_shown_by_its_shapes() -> None:
+    one, other = (Observation(entropy=torch.zeros(2, 3, 5), rows=torch.zeros(2, 3, 1, 7)) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+    assert repr(one) == "Observation(entropy=[2, 3, 5], rows=[2, 3, 1, 7])"
+    assert repr(Observation()) == "Observation()"

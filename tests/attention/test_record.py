@@ -77,6 +77,27 @@ def test_words_by_hand() -> None:
     torch.testing.assert_close(over.rows(), torch.tensor([[0.3, 0.35, 0.35], [0.0, 0.0, 1.0]]))
 
 
+def test_words_are_those_of_the_text_unless_given() -> None:
+    query = Axis("ab c!", ("a", "b", "c", "!", "</s>"), ((0, 1), (1, 2), (3, 4), (4, 5), (5, 5)))
+    key = Axis("uv, 犬w", ("u", "v", ",", "犬", "w"), ((0, 1), (1, 2), (2, 3), (4, 5), (5, 6)))
+    record = random_record(query, key)
+    over = record.over_words()
+    assert over.query is not None
+    assert over.key is not None
+    assert over.query.tokens == ("ab", "c", "!", "</s>")
+    assert over.key.tokens == ("uv", ",", "犬", "w"), "a token of no word stands for itself"
+    torch.testing.assert_close(over.rows().sum(-1), torch.ones(4))
+    assert record.over_words([]).query == query, "none given is not the same as no words"
+
+
+def test_a_record_is_equal_to_itself_alone_and_shown_by_its_shapes() -> None:
+    one, other = (random_record(axis_from([1] * 5), axis_from([2] * 7), layers=1, batch=2) for _ in range(2))
+    assert one == one
+    assert one != other
+    assert len({one, other}) == 2
+    assert repr(one) == "AttentionRecord('layers.0': Observation(rows=[2, 3, 5, 7], row_index=[5]))"
+
+
 def test_a_token_goes_to_the_word_with_which_it_shares_most() -> None:
     axis = Axis("abcdefg", ("abcde", "fg"), ((0, 5), (5, 7)))
     rows = torch.eye(2)[None, None]
@@ -168,8 +189,22 @@ def test_an_unknown_ending_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_missing_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RegardError, match=r"a\.safetensors: cannot be written"):
-        random_record(axis_from([1]), axis_from([1])).save(tmp_path / "no" / "a.safetensors")
+    record = random_record(axis_from([1]), axis_from([1]))
+    path = tmp_path / "no" / "a.safetensors"
+    with pytest.raises(RegardError) as caught:
+        record.save(path)
+    assert str(caught.value) == f"{path}: no such folder `{path.parent}`; create it or write elsewhere"
+    (tmp_path / "b.safetensors").mkdir()
+    with pytest.raises(RegardError, match=r"b\.safetensors: cannot be written"):
+        record.save(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"a.safetensors"])
+def test_what_is_no_path_is_told(path: object) -> None:
+    with pytest.raises(
+        ModelFileError, match=r"^AttentionRecord\.load: .* is no path; give the file that `save` wrote$"
+    ):
+        AttentionRecord.load(path)  # type: ignore[arg-type]
 
 
 ABOUT = {"query": {"text": "a", "tokens": ["a"], "spans": [[0, 1]]}}

@@ -95,6 +95,12 @@ def test_a_dtype_that_no_model_computes_in_is_named(model_folder: Path, dtype: s
     assert str(error.value).startswith(message)
 
 
+def test_what_is_no_path_is_told() -> None:
+    with pytest.raises(ModelFileError) as error:
+        regard.load(None)  # type: ignore[arg-type]
+    assert str(error.value) == "load: None is no path; give the `model` folder inside a run directory"
+
+
 def test_a_model_of_another_job_is_refused(model_folder: Path, tmp_path: Path) -> None:
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -68,7 +68,8 @@ class Translator:
     ) -> Translator:
         """The model that `save` wrote. Raises: ModelFileError when the files do not fit each other."""
         path = directory.path / model_directory.CONFIG
-        about = {field.name: directory.config.get(field.name) for field in dataclasses.fields(TranslatorConfig)}
+        names = [field.name for field in dataclasses.fields(TranslatorConfig)]
+        about = {name: directory.config[name] for name in names if name in directory.config}
         source, target = (_tokenizer(directory, role) for role in ROLES)
         try:
             config = validated(TranslatorConfig, about, str(path))

@@ -395,7 +395,7 @@ Damage = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda about: about.pop("model"), r"damaged \(key `model` is null: expected keys and values\)"),
+        (lambda about: about.pop("model"), r"damaged \(key `model` is missing, add it\)"),
         (
             lambda about: about["model"]["encoder"].update(model_dim="6"),
             r'`model.encoder.model_dim` is "6": expected a wh',
