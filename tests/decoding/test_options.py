@@ -114,3 +114,9 @@ def test_changed_takes_along_what_follows() -> None:
         beam.changed(num_best=8, beam_size=4)
     with pytest.raises(ConfigError, match=r"unknown option `beam_sise`, did you mean `beam_size`\?"):
         beam.changed(beam_sise=3)
+
+
+def test_more_outputs_widen_the_beam_of_options_that_sampled_before_but_not_of_samples() -> None:
+    samples = DecodingOptions(sample=True, num_best=2)
+    assert samples.changed(num_best=5) == DecodingOptions(sample=True, num_best=5)
+    assert samples.changed(sample=False, num_best=5) == DecodingOptions(beam_size=5, num_best=5)
