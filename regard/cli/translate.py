@@ -48,7 +48,7 @@ def translate(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
 ) -> None:
-    """Translate texts with a trained model. Long texts are translated sentence by sentence and joined.
+    """Translate texts with a trained model. Texts of several sentences are translated sentence by sentence and joined.
 
     A line that is not UTF-8 is reported and the rest is done; an empty line, or {"error": ...} with --json, keeps its
     place, and the exit status is 2.

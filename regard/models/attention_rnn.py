@@ -120,9 +120,8 @@ class AttentionRNNDecoder(nn.Module):
     def _initialise(self) -> None:
         """The recurrence and the additive score by Bahdanau et al. 2015, appendix B.1; the rest by Glorot's bound.
 
-        The paper draws every other matrix, embeddings included, from N(0, 0.01^2), which Adam is slow to leave: on
-        reversing 6 of 11 tokens at width 32, 300 updates end at 0.9 to 1.7 nats a token that way and at 0.02 to 0.2
-        this way. A bilinear score starts as the dot product.
+        The paper draws every other matrix, embeddings included, from N(0, 0.01^2), which Adam is slow to leave: a small
+        model that learns to reverse its source in 300 updates this way is far from it that way. A bilinear score starts as the dot product.
         """
         initialise_recurrence(self.cell)
         for linear in (self.initial, self.readout, self.query, self.key):

@@ -132,6 +132,16 @@ def test_samples_follow_the_seed(command: Command, trained: Trained) -> None:
     assert sampled("--seed", "5") != greedy
 
 
+def test_a_sample_does_not_depend_on_what_is_read_at_once(
+    command: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = (trained.model, *[SOURCES[0]] * 6, "--sample", "--temperature", "3", "--seed", "5")
+    together = lines(command, *asked)
+    assert len(set(together)) > 1
+    monkeypatch.setattr(translate_command, "LINES_AT_ONCE", 2)
+    assert lines(command, *asked) == together
+
+
 def test_lengths_and_repetition(command: Command, trained: Trained) -> None:
     [cut] = [json.loads(line) for line in lines(command, trained.model, SOURCES[0], "--max-length", "3", "--json")]
     assert (len(cut["tokens"]), cut["finished"]) == (3, False)

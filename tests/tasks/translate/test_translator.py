@@ -460,10 +460,15 @@ def test_a_configuration_that_cannot_be(trained: Translator) -> None:
 
 def test_a_model_of_single_sentences_loses_none_of_several(trained: Translator) -> None:
     """However short the text: a model that never saw two sentences would translate one of them."""
-    single = [one.text for one in trained.translate(["dog cat.", "Bird dog."], attention=False)]
-    assert trained.config.sentence_level
-    [both] = trained.translate(["dog cat. Bird dog."], attention=False)
+    longest = replace(trained.config, longest_source=50)
+    translator = Translator(trained.model, trained.source_tokenizer, trained.target_tokenizer, longest)
+    text = "dog cat. Bird dog."
+    assert translator._count(text) <= 50
+    single = [one.text for one in translator.translate(["dog cat.", "Bird dog."], attention=False)]
+    assert translator.config.sentence_level
+    [both] = translator.translate([text], attention=False)
     assert both.text == " ".join(single)
+    assert both.tokens.count("</s>") == 2  # each was translated, and ended, by itself
 
 
 def test_any_iterable_of_texts_is_translated(trained: Translator) -> None:
