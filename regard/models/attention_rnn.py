@@ -121,7 +121,8 @@ class AttentionRNNDecoder(nn.Module):
         """The recurrence and the additive score by Bahdanau et al. 2015, appendix B.1; the rest by Glorot's bound.
 
         The paper draws every other matrix, embeddings included, from N(0, 0.01^2), which Adam is slow to leave: a small
-        model that learns to reverse its source in 300 updates this way is far from it that way. A bilinear score starts as the dot product.
+        model that learns to reverse its source in 300 updates this way is far from it that way. A bilinear score
+        starts as the dot product.
         """
         initialise_recurrence(self.cell)
         for linear in (self.initial, self.readout, self.query, self.key):
