@@ -346,9 +346,7 @@ def main() -> None:
     for line in time_table(cases, arguments.repeats, device):
         say(line)
     say("")
-    say(
-        "| materialising the same statistics over regard | materialised, s | ratio, median | spread |\n|---|---|---|---|"
-    )
+    say("| materialising the same, over regard | materialised, s | ratio, median | spread |\n|---|---|---|---|")
     for causal in (False, True):
         say(materialising_line(Case(8192, causal, False), arguments.repeats, device))
     say("")
