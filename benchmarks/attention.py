@@ -37,6 +37,7 @@ from regard.attention.record import AttentionRecord
 
 HEADS, HEAD_DIM = 8, 64
 HEALTH = Observe(entropy=True, max_logit=True, received=True)
+ERRORS = ("rows", "columns", "top_weights", "logsumexp", "max_logit", "entropy", "received")  # the last is relative
 TILE, RECORD_TOKENS = 512, 100_000
 MEMORY_LENGTHS = (8192, 16384, 32768, 65536)
 
@@ -212,6 +213,56 @@ def times_of(case: Case, repeats: int, device: str) -> Iterator[str]:
 
 
 @torch.no_grad()
+def cost_table(length: int, repeats: int, device: str) -> Iterator[str]:
+    """What each statistic alone adds to a forward; docs/observation.md quotes it."""
+    yield f"| statistic alone, {length} full, batch 1 | added to one forward, in forwards | spread |\n|---|---|---|"
+    query, key, value = Case(length, False, False).inputs(device)
+    chosen = everything(length).columns
+    window = torch.zeros(1, length, device=device)
+    window[:, -64:] = 1.0
+    requests = {
+        "logsumexp": Observe(logsumexp=True),
+        "entropy": Observe(entropy=True),
+        "max_logit": Observe(max_logit=True),
+        "received": Observe(received=True),
+        "received, weighted": Observe(received=window),
+        "sink_mass 4": Observe(sink_mass=4),
+        "top_k 8": Observe(top_k=8),
+        "8 rows": Observe(rows=chosen),
+        "8 columns": Observe(columns=chosen),
+        "pooled 64 x 64": Observe(pooled=(64, 64)),
+        "pooled 4096 x 4096": Observe(pooled=(4096, 4096)),
+        "trace": Observe(trace=True),
+        "entropy of one head": Observe(entropy=True, heads=(3,)),
+    }
+    for name, request in requests.items():
+        yield cost_line(name, (query, key, value), request, repeats, device)
+
+
+def cost_line(name: str, inputs: tuple[Tensor, ...], request: Observe, repeats: int, device: str) -> str:
+    found = ratio(lambda: attend(*inputs, observe=request), lambda: attend(*inputs), repeats, device)
+    return f"| {name} | {found.median - 1:.2f} | {found.least - 1:.2f} to {found.most - 1:.2f} |"
+
+
+@torch.no_grad()
+def error_table(device: str) -> Iterator[str]:
+    """Largest errors against float64 of the same inputs; docs/observation.md states bounds above these."""
+    yield "| inputs, 2048 causal | " + " | ".join(ERRORS) + " |\n|---|" + "---|" * len(ERRORS)
+    mask = Causal()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        query, key, value = (side.to(dtype) for side in Case(2048, True, False).inputs(device))
+        found = attend(query, key, value, mask=mask, observe=everything(2048)).observation
+        wide = (side.double() for side in (query, key, value))
+        truth = attend(*wide, mask=mask, observe=everything(2048), backend="reference").observation
+        errors = []
+        for name in ERRORS:
+            mine, expected = getattr(found, name).double(), getattr(truth, name).double()
+            relative = expected.abs().clamp(min=1e-300) if name == "received" else 1.0
+            errors.append(float(((mine - expected).abs() / relative).max()))
+        yield f"| {str(dtype).removeprefix('torch.')} | " + " | ".join(f"{error:.1e}" for error in errors) + " |"
+
+
+@torch.no_grad()
 def materialising_line(case: Case, repeats: int, device: str) -> str:
     query, key, value = case.inputs(device)
     mask = case.mask(device)
@@ -349,6 +400,12 @@ def main() -> None:
     say("| materialising the same, over regard | materialised, s | ratio, median | spread |\n|---|---|---|---|")
     for causal in (False, True):
         say(materialising_line(Case(8192, causal, False), arguments.repeats, device))
+    say("")
+    for line in cost_table(lengths[0], arguments.repeats, device):
+        say(line)
+    say("")
+    for line in error_table(device):
+        say(line)
     say("")
     for line in memory_table(device):
         say(line)

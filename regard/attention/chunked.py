@@ -126,7 +126,8 @@ def _scores(pairs: PairScores, key: Tensor, begin: int, end: int, first: int, la
         scores.masked_fill_(~inside[:, None], float("-inf"))
     if pairs.allowed is not None:
         scores.masked_fill_(~_cut(pairs.allowed, begin, end, first, last), float("-inf"))
-    return scores
+    masked: Tensor = scores
+    return masked
 
 
 def _all_allowed(ranges: Tensor, begin: int, end: int, first: int, last: int) -> bool:

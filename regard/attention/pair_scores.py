@@ -146,7 +146,8 @@ class PairScores:
             scores = scores + bias.to(self.dtype)
             real = bias > torch.finfo(bias.dtype).min / 2
             allowed = real if allowed is None else allowed & real
-        return scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+        masked: Tensor = scores if allowed is None else scores.masked_fill(~allowed, float("-inf"))
+        return masked
 
 
 def _take(tensor: Tensor, rows: Tensor, keys: Tensor) -> Tensor:

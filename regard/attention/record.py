@@ -3,88 +3,210 @@
 A record knows two axes. The query axis is what was being produced (target tokens), the key axis is what was attended to
 (source tokens; later also patches of a picture or frames of a sound). Each token carries its character span, so that
 attention lines up with tokens, with words and with characters.
+
+What a record can show depends on what was observed: rows where rows were kept, any part of the full map, exactly, where
+a trace was, the picture of a map of any length where it was pooled.
 """
 
 from __future__ import annotations
 
-import json
+import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from regard.attention import map_parts, record_file
+from regard.attention.axis import Axis
+from regard.attention.axis import over_words as axis_over_words
+from regard.attention.map_parts import MOST_SHOWN, Range
 from regard.attention.observation import Observation
+from regard.attention.record_file import FORMAT_VERSION as FORMAT_VERSION
+from regard.attention.rollout import kinds, rollout
 from regard.attention.words import Span, words_of
-from regard.errors import ConfigError, ModelFileError, ObservationError
-
-FORMAT_VERSION = 1
-WORD_MARKS = " \u2581\u0120"  # how SentencePiece and byte-level tokenizers show the space before a word
+from regard.errors import ModelFileError, ObservationError, suggestion
 
 
-@dataclass(frozen=True)
-class Axis:
-    """What one side of an attention map is about.
+class Drawing(Protocol):
+    """What `AttentionRecord.plot` returns; a notebook shows it as a picture."""
 
-    text: the whole text.
-    tokens: one string a position, special tokens included.
-    spans: per token its half-open character range in `text`; empty for special tokens.
-    """
+    def save(self, path: str | Path) -> Path: ...
 
-    text: str
-    tokens: tuple[str, ...]
-    spans: tuple[Span, ...]
+    def png(self) -> bytes: ...
 
-    def __post_init__(self) -> None:
-        assert len(self.tokens) == len(self.spans), "one span a token"
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def svg(self) -> str: ...
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class AttentionRecord:
     """Observations by layer name, e.g. "decoder.layers.3.cross", of one run over a batch.
 
-    layers: name -> Observation; `rows` has shape [batch, heads, query_len, key_len].
+    layers: name -> Observation. The calls of a layer that was called several times are "name", "name#1", "name#2"...
     query, key: what the positions are; None where nobody said.
+    backend: layer -> the kernel that the model itself ran.
     """
 
-    layers: Mapping[str, Observation]
-    query: Axis | None = None
-    key: Axis | None = None
+    def __init__(
+        self,
+        layers: Mapping[str, Observation],
+        query: Axis | None = None,
+        key: Axis | None = None,
+        *,
+        backend: Mapping[str, str] | None = None,
+    ) -> None:
+        self.layers = layers
+        self.backend: Mapping[str, str] = {} if backend is None else backend
+        self._axes: dict[str, Axis | None] = {"query": query, "key": key}
+        self._unread: dict[str, Callable[[], Axis]] = {}  # axes of a file, read when they are first asked for
+
+    @property
+    def query(self) -> Axis | None:
+        return self._axis("query")
+
+    @property
+    def key(self) -> Axis | None:
+        return self._axis("key")
+
+    def _axis(self, side: str) -> Axis | None:
+        if side in self._unread:
+            self._axes[side] = self._unread[side]()
+            del self._unread[side]
+        return self._axes[side]
 
     def __repr__(self) -> str:
-        layers = (f"{name!r}: {observation!r}" for name, observation in self.layers.items())
+        names = list(self.layers)
+        layers = [f"{name!r}: {self.layers[name]!r}" for name in names[:MOST_SHOWN]]
+        layers += [f"and {len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
         return f"AttentionRecord({', '.join(layers)})"
 
     def __getitem__(self, layer: str) -> Observation:
-        try:
-            return self.layers[layer]
-        except KeyError:
-            known = ", ".join(self.layers)
-            raise ObservationError(f"layer `{layer}` was not observed; observed: {known}") from None
+        """One call's observation: `record["name"]` of a layer called once, `record["name#1"]` of the second call.
 
-    def rows(self, layer: str | None = None, head: int | None = None) -> Tensor:
-        """Attention weights [query_len, key_len] of the batch's first item, as float32.
+        Raises: ObservationError for a layer that was not observed or was called more than once.
+        """
+        name = layer.removesuffix("#0")
+        if name == layer and f"{name}#1" in self.layers:
+            count = len(self.calls(name))
+            raise ObservationError(
+                f"layer `{name}` was called {count} times; choose one call, "
+                f"`{name}#0` to `{name}#{count - 1}`, or take record.calls({name!r})"
+            )
+        try:
+            return self.layers[name]
+        except KeyError:
+            raise self._unknown(layer) from None
+
+    def calls(self, layer: str) -> tuple[Observation, ...]:
+        """The observations of every call of a layer, in their order. Raises: ObservationError where there is none."""
+        if layer not in self.layers:
+            raise self._unknown(layer)
+        found = [self.layers[layer]]
+        while (name := f"{layer}#{len(found)}") in self.layers:
+            found.append(self.layers[name])
+        return tuple(found)
+
+    def only(self, *layers: str) -> AttentionRecord:
+        """The record of some layers alone, in its own order; layers: names, or patterns such as "decoder.*.cross".
+
+        Raises: ObservationError for a name or pattern that fits no layer.
+        """
+        kept: set[str] = set()
+        for pattern in layers:
+            fitting = {name for name in self.layers if name == pattern or fnmatch.fnmatchcase(name, pattern)}
+            if not fitting:
+                raise self._unknown(pattern)
+            kept |= fitting
+        return self._with({name: self.layers[name] for name in self.layers if name in kept})
+
+    def about(self, query: Axis | None = None, key: Axis | None = None) -> AttentionRecord:
+        """The same record, saying what its positions are; a side that is not given stays as it is."""
+        record = self._with(self.layers)
+        for side, axis in (("query", query), ("key", key)):
+            if axis is not None:
+                record._axes[side] = axis
+                record._unread.pop(side, None)
+        return record
+
+    # -- weights -------------------------------------------------------------------------------------------------------
+
+    def tile(self, layer: str, head: int, queries: Range, keys: Range, item: int = 0) -> Tensor:
+        """The exact weights of an area of one head's map, [num_queries, num_keys], float32 at least.
+
+        head: a query head, by its number in the model. queries, keys: (begin, end), or a slice. item: of the batch.
+        Recomputed from the layer's trace, at the cost of the area alone; from stored rows where there is no trace.
+        Raises: ObservationError, listing all that does not fit.
+        """
+        return map_parts.tile(layer, self[layer], head, queries, keys, item)
+
+    def rows(
+        self,
+        layer: str | None = None,
+        head: int | None = None,
+        *,
+        queries: Sequence[int] | None = None,
+        item: int = 0,
+    ) -> Tensor:
+        """Attention weights of one item of the batch, [query_len, key_len], as float32.
 
         layer: one layer's name; the mean over layers unless given. head: one head; the mean over heads unless given.
+        queries: chosen ones alone, in this order, negative ones from the end; unless given those whose rows were kept,
+        or all of a trace, up to 4096 x 4096.
+        Raises: ObservationError for what was not observed, and for a map too large to be made whole.
         """
         names = [layer] if layer is not None else list(self.layers)
-        maps = []
-        for name in names:
-            weights = self[name].rows
-            if weights is None:
-                raise ObservationError(f"layer `{name}` holds no rows; observe with rows='all'")
-            if head is not None and not 0 <= head < weights.shape[1]:
-                last = weights.shape[1] - 1
-                raise ObservationError(f"layer `{name}` has heads 0 to {last}, head {head} was asked for")
-            maps.append(weights[0].float().mean(0) if head is None else weights[0, head].float())
+        maps = [map_parts.rows(name, self[name], head, queries, item) for name in names]
         if not maps:
             raise ObservationError("the record holds no layer; nothing was observed")
+        if len({one.shape for one in maps}) > 1:
+            sizes = ", ".join(
+                f"`{name}` {one.shape[0]} x {one.shape[1]}" for name, one in zip(names, maps, strict=True)
+            )
+            raise ObservationError(f"rows: the layers' maps differ in size: {sizes}; choose one with layer=")
         return torch.stack(maps).mean(0)
+
+    def pooled(self, layer: str, head: int | None = None, level: int = 0, item: int = 0) -> Tensor:
+        """The mass of one head's map summed over the cells of a grid, [grid rows, grid columns], float32 at least.
+
+        head: the mean over heads unless given. level: 0 is the grid as observed; each further one halves both sides by
+        summing 2 x 2 cells (a last odd row or column stays alone), down to a single cell.
+        Raises: ObservationError where the layer holds no pooled map, head, level or item.
+        """
+        name, layers = layer.removesuffix("#0"), self.layers
+
+        def stored(level: int) -> Tensor | None:
+            return layers.level(name, level) if isinstance(layers, record_file.StoredLayers) else None
+
+        return map_parts.pooled(layer, self[layer], head, level, item, stored)
+
+    def rollout(
+        self, queries: int | Sequence[int] = -1, *, layers: str | Sequence[str] | None = None, item: int = 0
+    ) -> Tensor:
+        """How much of each input position flows into chosen output positions through all layers of self-attention.
+
+        queries: one position gives [key_len], several [num_queries, key_len]; negative ones count from the end.
+        layers: names in the order in which the model calls them, or a pattern such as "encoder.*"; all unless given.
+        Memory is linear in the length where layers hold traces; a second pass for each layer and query.
+        Raises: ObservationError, naming every layer that cannot take part. Source: Abnar and Zuidema 2020.
+        """
+        if layers is None or isinstance(layers, str):
+            chosen = self if layers is None else self.only(layers)
+            names = list(chosen.layers)
+            stacks = kinds([name for name in names if "#" not in name])
+            if len(stacks) > 1:
+                raise ObservationError(
+                    f"rollout: the record holds layers of {len(stacks)} kinds ({', '.join(stacks)}); choose the "
+                    "self-attention of one stack of layers with `layers=`"
+                )
+        else:
+            names = list(layers)
+        found = {name: self[name] for name in names}
+        rows = rollout(found, [queries] if isinstance(queries, int) else queries, item)
+        return rows[0] if isinstance(queries, int) else rows
+
+    # -- views ---------------------------------------------------------------------------------------------------------
 
     def over_words(
         self, query_words: Sequence[Span] | None = None, key_words: Sequence[Span] | None = None
@@ -98,13 +220,13 @@ class AttentionRecord:
         """
         if self.query is None or self.key is None:
             raise ObservationError("over_words: the record does not say what its axes are")
-        query, query_members = _word_axis(self.query, words_of(self.query.text) if query_words is None else query_words)
-        key, key_members = _word_axis(self.key, words_of(self.key.text) if key_words is None else key_words)
+        query, query_members = axis_over_words(
+            self.query, words_of(self.query.text) if query_words is None else query_words
+        )
+        key, key_members = axis_over_words(self.key, words_of(self.key.text) if key_words is None else key_words)
         layers = {}
-        for name, observation in self.layers.items():
-            if observation.rows is None:
-                raise ObservationError(f"layer `{name}` holds no rows; observe with rows='all'")
-            weights = observation.rows.float()
+        for name in self.layers:
+            weights = map_parts.whole_rows(name, self.layers[name])
             if weights.shape[-2:] != (len(self.query), len(self.key)):
                 raise ObservationError(
                     f"over_words: layer `{name}` holds {weights.shape[-2]} of {len(self.query)} rows and "
@@ -112,14 +234,45 @@ class AttentionRecord:
                 )
             sums = weights @ key_members.T
             means = (query_members / query_members.sum(1, keepdim=True)) @ sums
-            layers[name] = Observation(rows=means, row_index=torch.arange(len(query)))
-        return AttentionRecord(layers, query, key)
+            layers[name] = Observation(
+                rows=means, row_index=torch.arange(len(query)), head_index=self.layers[name].head_index
+            )
+        return AttentionRecord(layers, query, key, backend=self.backend)
+
+    def alignment(self, **options: Any) -> list[tuple[int, int, float]]:
+        """Which source word each target word came from: (query word, key word, weight); options: `regard.lens.align`'s.
+
+        Raises: ObservationError for a record without rows or axes.
+        """
+        links: list[tuple[int, int, float]] = _taught("alignment")(self, **options)
+        return links
+
+    def plot(
+        self,
+        layer: str,
+        head: int | None = None,
+        *,
+        queries: Range | None = None,
+        keys: Range | None = None,
+        item: int = 0,
+    ) -> Drawing:
+        """One map, or an area of it, as a picture with `save`, `png` and `svg`.
+
+        head: the mean over heads unless given. queries, keys: the area; everything unless given. An area of up to 1024
+        positions a side is drawn exactly from the trace or stored rows, a larger one pooled: from the pooled map where
+        it is the whole, otherwise by a second pass over the trace.
+        Raises: ObservationError where neither is there.
+        """
+        drawing: Drawing = _taught("plot")(self, layer, head, queries=queries, keys=keys, item=item)
+        return drawing
+
+    # -- files ---------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
         """Writes the record; the ending says how: .safetensors (complete), or a view as .html .png .svg .jsonl."""
         path = Path(path)
         if path.suffix == ".safetensors":
-            _write_safetensors(self, path)
+            record_file.write(path, self.layers, {"query": self.query, "key": self.key}, self.backend)
             return path
         writer = WRITERS.get(path.suffix)
         if writer is None:
@@ -130,105 +283,54 @@ class AttentionRecord:
 
     @classmethod
     def load(cls, path: str | Path) -> AttentionRecord:
-        """The record that `save` wrote as .safetensors. Raises: ModelFileError when it is missing or damaged."""
+        """The record that `save` wrote as .safetensors: mapped into memory, and read where it is looked at.
+
+        Raises: ModelFileError when it is missing or damaged; for contents that do not fit, when they are looked at.
+        """
         if not isinstance(path, str | os.PathLike):
             raise ModelFileError(f"AttentionRecord.load: {path!r} is no path; give the file that `save` wrote")
-        return _read_safetensors(Path(path))
+        stored = record_file.read(Path(path))
+        record = cls(stored.layers, backend=stored.backend)
+        record._unread = stored.axes
+        return record
+
+    # -- parts of the above --------------------------------------------------------------------------------------------
+
+    def _with(self, layers: Mapping[str, Observation]) -> AttentionRecord:
+        record = AttentionRecord(layers, self._axes["query"], self._axes["key"], backend=self.backend)
+        record._unread = dict(self._unread)
+        return record
+
+    def _unknown(self, layer: str) -> ObservationError:
+        known = list(self.layers)
+        shown = ", ".join(known[:MOST_SHOWN]) + (f" and {len(known) - MOST_SHOWN} more" if known[MOST_SHOWN:] else "")
+        return ObservationError(f"layer `{layer}` was not observed; observed: {shown}{suggestion(layer, known)}")
 
 
-# Views of records, by file ending. A later layer (regard.lens) adds them, so that this file depends on none of it.
+# Views of records, by file ending, and of one record, by name. A later layer (regard.lens) adds them, so that this file
+# depends on none of it.
 WRITERS: dict[str, Callable[[list[AttentionRecord], Path], None]] = {}
+VIEWS: dict[str, Callable[..., Any]] = {}
 
 
 def select_item(record: AttentionRecord, item: int) -> AttentionRecord:
-    """The record of one item of the batch."""
+    """The record of one item of the batch. Raises: ObservationError where a layer has no such item."""
     layers = {}
     for name, observation in record.layers.items():
-        kept = {key: value[item : item + 1] for key, value in observation.tensors().items() if key != "row_index"}
+        kept: dict[str, Any] = {}
+        for statistic, value in observation.tensors().items():
+            if map_parts.is_index(statistic):
+                continue
+            if not 0 <= item < value.shape[0]:
+                raise ObservationError(f"layer `{name}` has items 0 to {value.shape[0] - 1}, item {item} was asked for")
+            kept[statistic] = value[item : item + 1]
+        if observation.trace is not None:
+            kept["trace"] = observation.trace.select_item(item)
         layers[name] = replace(observation, **kept)
-    return replace(record, layers=layers)
+    return record._with(layers)
 
 
-def _word_axis(axis: Axis, words: Sequence[Span]) -> tuple[Axis, Tensor]:
-    """The axis over words, and its membership matrix [num_words, num_tokens] of zeros and ones."""
-    owner: list[tuple[int, int]] = []  # per token: (word, -1), or (-1, token) where it stands for itself
-    for index, (begin, end) in enumerate(axis.spans):
-        shared = [min(end, stop) - max(begin, start) for start, stop in words]
-        best = max(range(len(words)), key=shared.__getitem__, default=-1)
-        owner.append((best, -1) if best >= 0 and shared[best] > 0 else (-1, index))
-    for index in reversed(range(len(owner) - 1)):
-        # Subword tokenizers may set a word's mark apart ("▁", "O", "ctober"): it belongs to the word that follows.
-        if owner[index][0] < 0 <= owner[index + 1][0] and not axis.tokens[index].strip(WORD_MARKS):
-            owner[index] = owner[index + 1]
-    order = list(dict.fromkeys(owner))
-    members = torch.zeros(len(order), len(axis))
-    for token, who in enumerate(owner):
-        members[order.index(who), token] = 1.0
-    tokens, spans = [], []
-    for word, token in order:
-        spans.append(words[word] if word >= 0 else axis.spans[token])
-        tokens.append(axis.text[slice(*words[word])] if word >= 0 else axis.tokens[token])
-    return Axis(axis.text, tuple(tokens), tuple(spans)), members
-
-
-def _write_safetensors(record: AttentionRecord, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{layer}/{name}": tensor.detach().contiguous().clone()
-        for layer, observation in record.layers.items()
-        for name, tensor in observation.tensors().items()
-    }
-    about = {
-        side: {"text": axis.text, "tokens": axis.tokens, "spans": axis.spans}
-        for side, axis in (("query", record.query), ("key", record.key))
-        if axis is not None
-    }
-    # The file keeps tensors by name, which would put layer 10 before layer 2.
-    header = {
-        "format": "regard.attention",
-        "format_version": str(FORMAT_VERSION),
-        "axes": json.dumps(about),
-        "layers": json.dumps(list(record.layers)),
-    }
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path}: no such folder `{path.parent}`; create it or write elsewhere")
-    try:
-        save_file(tensors, path, metadata=header)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be written ({error}); choose a folder that exists and can be") from None
-
-
-def _read_safetensors(path: Path) -> AttentionRecord:
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise ModelFileError(f"{path}: no such record; write one with `record.save({path.name!r})`")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
-        version = int(header.get("format_version", "0"))
-        about = json.loads(header.get("axes", "{}"))
-        axes = {
-            side: Axis(axis["text"], tuple(axis["tokens"]), tuple((begin, end) for begin, end in axis["spans"]))
-            for side, axis in about.items()
-        }
-        order = {layer: place for place, layer in enumerate(json.loads(header.get("layers", "[]")))}
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, AssertionError, OSError) as error:
-        raise ModelFileError(f"{path}: not a readable attention record ({error}); write it again") from None
-    if version > FORMAT_VERSION:
-        raise ModelFileError(f"{path}: format {version}, this regard reads up to {FORMAT_VERSION}; upgrade regard")
-    if header.get("format") != "regard.attention":
-        raise ModelFileError(f"{path}: not an attention record; write one with `record.save(...)`")
-    known = {field.name for field in fields(Observation)}
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        layer, _, statistic = name.rpartition("/")
-        if statistic not in known:
-            raise ModelFileError(f"{path}: statistic `{statistic}` is not known; upgrade regard")
-        layers.setdefault(layer, {})[statistic] = tensor
-    names = sorted(layers, key=lambda layer: order.get(layer, len(order)))
-    observations = {layer: Observation(**layers[layer]) for layer in names}
-    return AttentionRecord(observations, axes.get("query"), axes.get("key"))
+def _taught(view: str) -> Callable[..., Any]:
+    if view not in VIEWS:
+        raise ObservationError(f"{view} is drawn by regard.lens, which is not loaded; `import regard.lens` first")
+    return VIEWS[view]

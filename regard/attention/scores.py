@@ -2,39 +2,61 @@
 
 A score is a small object that turns queries and keys into a number per pair. Learned parameters of a score (the matrix
 of `Bilinear`, the vector of `Additive`) belong to the layer that makes it and are handed in as tensors, so that this
-file stays a set of formulas.
+file stays a set of formulas; so does state that a score takes (the previous attention of `LocationAware`).
+
+A score may be followed by modifiers: ``ScaledDot().then(Rotary(), SoftCap(30.0))``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TypedDict, Unpack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from regard.errors import ShapeError
+from regard.attention.modifiers import Modifier
+from regard.attention.pair_scores import PairScores
+from regard.attention.rotary import Rotary as Rotary
+from regard.errors import ConfigError
+
+
+class Sizes(TypedDict, total=False):
+    """The sizes of a call, where they are known."""
+
+    batch: int
+    query_len: int
+    key_len: int
 
 
 class Score:
     """A similarity of queries and keys. Abstract: the classes below are final."""
 
-    is_dot: ClassVar[bool] = False  # whether it is a product with the key, which lets a fused kernel serve it: `as_dot`
-
-    def similarity(self, query: Tensor, key: Tensor) -> Tensor:
-        """The score of every pair, [batch, heads, query_len, key_len].
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        """The score of every pair, [batch, heads, query_len, key_len], without mask; differentiable.
 
         query: [batch, heads, query_len, query_dim]; key: [batch, heads, key_len, key_dim].
+        query_index: int64 [query_len], positions of the queries on the key axis; bottom-right unless given (the last
+            query at the last key). It lets a block of queries be scored alone; scores that know no positions ignore it.
         """
         raise TypeError(f"{type(self).__name__} does not say how to compare")
 
-    def as_dot(self, query: Tensor) -> tuple[Tensor, float]:
-        """(query', scale) such that the score is scale * query' . key; only where `is_dot`."""
-        raise TypeError(f"{type(self).__name__} is no product of a query and a key")
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        """The same scores unmaterialised, without mask and sink; None where they are no product of query and key.
 
-    def check(self, query_dim: int, key_dim: int, *, heads: int) -> list[str]:
-        """Every way in which the score does not fit these widths and this many query heads."""
+        query: [batch, heads, query_len, query_dim]; key: [batch, kv_heads, key_len, key_dim], heads ungrouped.
+        Gradients flow through the form's tensors to queries, keys and parameters.
+        """
+        return None
+
+    def then(self, *modifiers: Modifier) -> Modified:
+        """This score followed by modifiers, in the order given. Raises: ConfigError, see `Modified`."""
+        return Modified(self, modifiers)
+
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        """Every way in which the score does not fit these widths, this many query heads and, where given, sizes."""
         return [] if query_dim == key_dim else [f"query width {query_dim} and key width {key_dim} differ"]
 
 
@@ -42,14 +64,13 @@ class Score:
 class ScaledDot(Score):
     """scale * q . k, with 1/sqrt(head_dim) unless a scale is given. Vaswani et al. 2017, eq. 1."""
 
-    is_dot = True
     scale: float | None = None
 
-    def similarity(self, query: Tensor, key: Tensor) -> Tensor:
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
         return self._scale(query) * (query @ key.transpose(-2, -1))
 
-    def as_dot(self, query: Tensor) -> tuple[Tensor, float]:
-        return query, self._scale(query)
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        return PairScores(query, key, self._scale(query))
 
     def _scale(self, query: Tensor) -> float:
         return 1.0 / math.sqrt(query.shape[-1]) if self.scale is None else self.scale
@@ -59,13 +80,11 @@ class ScaledDot(Score):
 class Dot(Score):
     """q . k. Luong et al. 2015, eq. 8, 'dot'."""
 
-    is_dot = True
-
-    def similarity(self, query: Tensor, key: Tensor) -> Tensor:
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
         return query @ key.transpose(-2, -1)
 
-    def as_dot(self, query: Tensor) -> tuple[Tensor, float]:
-        return query, 1.0
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        return PairScores(query, key, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,20 +94,45 @@ class Bilinear(Score):
     weight: [heads or 1, query_dim, key_dim].
     """
 
-    is_dot = True
     weight: Tensor
 
-    def similarity(self, query: Tensor, key: Tensor) -> Tensor:
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
         return (query @ self.weight.to(query.dtype)) @ key.transpose(-2, -1)
 
-    def as_dot(self, query: Tensor) -> tuple[Tensor, float]:
-        return query @ self.weight.to(query.dtype), 1.0
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        return PairScores(query @ self.weight.to(query.dtype), key, 1.0)
 
-    def check(self, query_dim: int, key_dim: int, *, heads: int) -> list[str]:
-        shape = tuple(self.weight.shape)
-        if shape in {(1, query_dim, key_dim), (heads, query_dim, key_dim)}:
-            return []
-        return [f"Bilinear.weight has shape {shape}, expected ({heads} or 1, {query_dim}, {key_dim})"]
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        return _misfits("Bilinear.weight", self.weight, heads, query_dim, key_dim)
+
+
+@dataclass(frozen=True, eq=False)
+class Cosine(Score):
+    """cos(q, k) / temperature. Liu et al. 2022 (Swin Transformer V2), eq. 2; Henry et al. 2020 learn its inverse.
+
+    temperature: [heads or 1], above 0; how it is kept so is for the layer that learns it to decide.
+    Numerics: lengths in float32 at least; a vector shorter than 1e-6 is divided by 1e-6, so that a zero one scores 0.
+    """
+
+    temperature: Tensor
+
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        return self._heated(query) @ _unit(key).transpose(-2, -1)
+
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        return PairScores(self._heated(query), _unit(key), 1.0)
+
+    def _heated(self, query: Tensor) -> Tensor:
+        return _unit(query, self.temperature.view(-1, 1, 1))
+
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        return super().check(query_dim, key_dim, heads=heads) + _misfits("Cosine.temperature", self.temperature, heads)
+
+
+def _unit(vectors: Tensor, temperature: Tensor | None = None) -> Tensor:
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    unit = F.normalize(wide, dim=-1, eps=1e-6)
+    return (unit if temperature is None else unit / temperature.to(unit)).to(vectors.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,43 +145,141 @@ class Additive(Score):
 
     vector: Tensor
 
-    def similarity(self, query: Tensor, key: Tensor) -> Tensor:
-        hidden = torch.tanh(query[:, :, :, None, :] + key[:, :, None, :, :])
-        return (hidden @ self.vector.to(query.dtype)[:, None, :, None]).squeeze(-1)
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        return _additive(query[:, :, :, None, :] + key[:, :, None, :, :], self.vector)
 
-    def check(self, query_dim: int, key_dim: int, *, heads: int) -> list[str]:
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        return super().check(query_dim, key_dim, heads=heads) + _misfits("Additive.vector", self.vector, heads, key_dim)
+
+
+def _additive(summed: Tensor, vector: Tensor) -> Tensor:
+    """summed: [batch, heads, query_len, key_len, head_dim]."""
+    return (torch.tanh(summed) @ vector.to(summed.dtype)[:, None, :, None]).squeeze(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class LocationAware(Score):
+    """v . tanh(q + k + U f), where f are filters run over where this query's predecessor attended.
+
+    Chorowski et al. 2015, eq. 8 and 9; query and key are projected already (their W s and V h + b).
+
+    vector: [heads or 1, head_dim], the paper's w.
+    filters: [heads or 1, num_filters, width], width odd: the paper's F. Key j sees the previous attention of the keys
+        from j - width//2 to j + width//2, as a correlation; beyond the ends it is 0.
+    location: [heads or 1, num_filters, head_dim], the paper's U.
+    previous: [batch, heads, query_len, key_len], the weights of each query's predecessor; query_len may be 1.
+    Cost: materialises [batch, heads, query_len, key_len, head_dim].
+    """
+
+    vector: Tensor
+    filters: Tensor
+    location: Tensor
+    previous: Tensor
+
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        previous = self.previous.to(query.dtype)
+        batch, heads, query_len, key_len = previous.shape
+        if query_index is not None and query_len > 1:
+            previous = previous[:, :, query_index - (key_len - query_len)]
+            query_len = previous.shape[2]
+        num_filters, width = self.filters.shape[1:]
+        filters = self.filters.to(query.dtype).expand(heads, num_filters, width).reshape(-1, 1, width)
+        rows = previous.transpose(1, 2).flatten(0, 1)  # [batch * query_len, heads, key_len]
+        seen = F.conv1d(rows, filters, padding=width // 2, groups=heads)
+        seen = seen.view(batch, query_len, heads, num_filters, key_len).permute(0, 2, 1, 4, 3)
+        located = seen @ self.location.to(query.dtype)[:, None]
+        return _additive(query[:, :, :, None, :] + key[:, :, None, :, :] + located, self.vector)
+
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
         problems = super().check(query_dim, key_dim, heads=heads)
-        shape = tuple(self.vector.shape)
-        if shape not in {(1, key_dim), (heads, key_dim)}:
-            problems.append(f"Additive.vector has shape {shape}, expected ({heads} or 1, {key_dim})")
+        problems += _misfits("LocationAware.vector", self.vector, heads, key_dim)
+        num_filters = self.filters.shape[1] if self.filters.ndim == 3 else None
+        if num_filters is None or self.filters.shape[0] not in (1, heads) or self.filters.shape[2] % 2 == 0:
+            problems.append(
+                f"LocationAware.filters has shape {tuple(self.filters.shape)}, expected ({heads} or 1, num_filters, an "
+                "odd width)"
+            )
+        else:
+            problems += _misfits("LocationAware.location", self.location, heads, num_filters, key_dim)
+        wanted = {"batch": None, "heads": heads, "query_len": None, "key_len": None, **sizes}
+        found = tuple(self.previous.shape)
+        if len(found) != 4 or any(
+            size not in ((1, known) if name == "query_len" else (known,))
+            for size, (name, known) in zip(found, wanted.items(), strict=True)
+            if known is not None
+        ):
+            shape = ", ".join(name if known is None else str(known) for name, known in wanted.items())
+            problems.append(f"LocationAware.previous has shape {found}, expected ({shape})")
         return problems
 
 
-@dataclass(frozen=True)
-class Rotary:
-    """A modifier of dot scores: rotates pairs of channels by an angle that grows with the position.
+def _misfits(name: str, parameter: Tensor, heads: int, *shape: int) -> list[str]:
+    """What is wrong with a parameter of shape [heads or 1, *shape]."""
+    found = tuple(parameter.shape)
+    if found in {(1, *shape), (heads, *shape)}:
+        return []
+    wanted = ", ".join([f"{heads} or 1", *map(str, shape)])
+    return [f"{name} has shape {found}, expected ({wanted}{'' if shape else ','})"]
 
-    The product of a rotated query and a rotated key depends on their distance alone (Su et al. 2021, eq. 15). Keys are
-    rotated once, before they are cached. Channel i pairs with i + head_dim/2 (the GPT-NeoX layout).
 
-    base: the wavelengths run from 2 pi to 2 pi * base positions.
+@dataclass(frozen=True, eq=False)
+class Modified(Score):
+    """A score followed by modifiers, which act in their order; made by `Score.then`.
+
+    Modifiers of vectors (`Rotary`) act before the comparison, so they stand first.
+    Raises: ConfigError for one that follows a modifier of scores, and for what is no modifier.
     """
 
-    base: float = 10_000.0
+    score: Score
+    modifiers: tuple[Modifier, ...]
 
-    def rotate(self, vectors: Tensor, positions: Tensor) -> Tensor:
-        """vectors: [batch, heads, length, head_dim]; positions: [length] or [batch, length], counted from 0.
+    def __post_init__(self) -> None:
+        for place, modifier in enumerate(self.modifiers):
+            if not isinstance(modifier, Modifier):
+                raise ConfigError(
+                    f"then: {type(modifier).__name__} was given, expected modifiers such as Rotary() or SoftCap(30.0)"
+                )
+            before = [kind for kind in self.modifiers[:place] if not kind.of_vectors]
+            if modifier.of_vectors and before:
+                name, first = type(modifier).__name__, type(before[0]).__name__
+                raise ConfigError(
+                    f"then: {name} turns queries and keys before they are compared; put it before {first}"
+                )
 
-        Numerics: angles in float64, because float32 loses a far position's last digits; products in float32 at least.
-        Raises: ShapeError when head_dim is odd.
-        """
-        half = vectors.shape[-1] // 2
-        if vectors.shape[-1] % 2:
-            raise ShapeError(f"Rotary: head_dim is {vectors.shape[-1]}, expected an even number")
-        frequency = self.base ** (-torch.arange(half, device=vectors.device, dtype=torch.float64) / half)
-        angle = positions.to(torch.float64)[..., None] * frequency
-        angle = angle[:, None] if angle.ndim == 3 else angle
-        dtype = torch.promote_types(vectors.dtype, torch.float32)
-        cosine, sine = angle.cos().to(dtype), angle.sin().to(dtype)
-        first, second = vectors[..., :half], vectors[..., half:]
-        return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1).to(vectors.dtype)
+    def then(self, *modifiers: Modifier) -> Modified:
+        return Modified(self.score, (*self.modifiers, *modifiers))
+
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        key_index = torch.arange(key.shape[2], device=key.device)
+        if query_index is None:
+            query_index = _bottom_right(query, key)
+        query, key = self._turned(query, key, query_index, key_index)
+        scores = self.score.similarity(query, key, query_index)
+        for modifier in self.modifiers:
+            if not modifier.of_vectors:
+                scores = modifier.modify(scores, query_index, key_index)
+        return scores
+
+    def pairs(self, query: Tensor, key: Tensor) -> PairScores | None:
+        key_index = torch.arange(key.shape[2], device=key.device)
+        lowered = self.score.pairs(*self._turned(query, key, _bottom_right(query, key), key_index))
+        for modifier in self.modifiers:
+            if lowered is not None and not modifier.of_vectors:
+                lowered = modifier.lowered(lowered)
+        return lowered
+
+    def _turned(self, query: Tensor, key: Tensor, query_index: Tensor, key_index: Tensor) -> tuple[Tensor, Tensor]:
+        for modifier in self.modifiers:
+            if modifier.of_vectors:
+                query, key = modifier.turn(query, key, query_index, key_index)
+        return query, key
+
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        problems = self.score.check(query_dim, key_dim, heads=heads, **sizes)
+        for modifier in self.modifiers:
+            problems += modifier.check(query_dim, key_dim, heads=heads)
+        return problems
+
+
+def _bottom_right(query: Tensor, key: Tensor) -> Tensor:
+    return torch.arange(key.shape[2] - query.shape[2], key.shape[2], device=key.device)

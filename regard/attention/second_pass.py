@@ -8,12 +8,13 @@ which are computed apart.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from regard.attention import chunked
+from regard.attention import chunked, native
 from regard.attention.observation import Observation, Observe, observe_rows
 from regard.attention.pair_scores import PairScores
 from regard.attention.statistics import Statistics, Wanted
@@ -28,7 +29,16 @@ class Kernel(Protocol):
 
 
 def kernels(device: torch.device) -> list[Kernel]:
-    """The kernels of a device, the fastest first; the last serves everything."""
+    """The kernels of a device, the fastest first; the last serves everything.
+
+    One that cannot be built here says so when it is asked whether it refuses.
+    """
+    if device.type == "cpu":
+        return [native, chunked]
+    if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from regard.attention import triton_kernel  # imports Triton, which is there on machines with a GPU alone
+
+        return [triton_kernel, chunked]
     return [chunked]
 
 
@@ -55,7 +65,7 @@ def second_pass(pairs: PairScores, request: Observe, logsumexp: Tensor | None = 
         rows = _rows(pairs, row_index)
     return Observation(
         logsumexp=found.logsumexp if request.logsumexp or request.trace else None,
-        entropy=found.entropy if request.entropy else None,
+        entropy=found.entropy.clamp(min=0.0) if request.entropy else None,  # rounding may leave -1e-8 of a sure row
         max_logit=found.max_logit if request.max_logit else None,
         received=found.received if wanted.received else None,
         sink_mass=found.sink_mass if request.sink_mass else None,

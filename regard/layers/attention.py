@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from regard.attention.attend import attend
-from regard.attention.masks import Mask
+from regard.attention.distributions import Distribution, SinkSoftmax
+from regard.attention.masks import Mask, Window
+from regard.attention.modifiers import ALiBi, Modifier, RelativeBias, SoftCap
 from regard.attention.observation import Observation, Observe
-from regard.attention.scores import Rotary
+from regard.attention.rotary import Rotary
+from regard.attention.scores import ScaledDot, Score
 from regard.errors import ConfigError
+
+DISTANCE_BUCKETS = 32  # of learned biases, half of them to each side, the last for 128 tokens and more: T5's
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,13 @@ class AttentionConfig:
     bias: bool = True  # on all four projections
     dropout: float = 0.0  # on the attention weights; above 0 the weights are materialised in training
     rotary_base: float | None = None  # rotary positions on queries and keys of self-attention (Su et al. 2021)
+    # What distance adds to scores of self-attention: "alibi" a fixed slope a head (Press et al. 2022), "t5" a learned
+    # number a head and bucket of distances (Raffel et al. 2020).
+    distance_bias: Literal["none", "alibi", "t5"] = "none"
+    window: int | None = None  # self-attention sees so many tokens to each side (Beltagy et al. 2020); all unless given
+    soft_cap: float | None = None  # bounds scores smoothly to (-soft_cap, soft_cap) (Gemma Team 2024)
+    # Where attention may go instead of to a key: nowhere else, to a score of 0 (Miller 2023), to a learned one a head.
+    sink: Literal["none", "off_by_one", "learned"] = "none"
 
     def head_width(self, model_dim: int) -> int:
         """head_dim, given or derived. Raises: ConfigError, naming every number that does not fit."""
@@ -45,6 +57,10 @@ class AttentionConfig:
             problems.append(f"rotary positions want an even head_dim, not {width}; set head_dim")
         if not 0.0 <= self.dropout < 1.0:
             problems.append(f"dropout is {self.dropout}, expected at least 0 and below 1")
+        if self.window is not None and self.window < 0:
+            problems.append(f"window is {self.window}, expected at least 0 tokens to each side")
+        if self.soft_cap is not None and not self.soft_cap > 0.0:
+            problems.append(f"soft_cap is {self.soft_cap}, expected a number above 0")
         if problems:
             raise ConfigError("attention: " + "; ".join(problems))
         return width
@@ -78,6 +94,14 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = config.head_width(model_dim)
         self.weight_dropout = config.dropout
         self.rotary = Rotary(config.rotary_base) if is_self and config.rotary_base is not None else None
+        self.window = Window(config.window, config.window) if is_self and config.window is not None else None
+        self.soft_cap = None if config.soft_cap is None else SoftCap(config.soft_cap)
+        self.distance_bias = config.distance_bias if is_self else "none"
+        # Both start from 0: a bias that says nothing, a sink that is off by one.
+        table = torch.zeros(DISTANCE_BUCKETS, self.heads) if self.distance_bias == "t5" else None
+        self.distance_table = None if table is None else nn.Parameter(table)
+        self.sink = config.sink
+        self.sink_logits = nn.Parameter(torch.zeros(self.heads)) if config.sink == "learned" else None
         query_width, kv_width = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
         self.is_self = is_self
         if is_self:
@@ -119,11 +143,32 @@ class MultiHeadAttention(nn.Module):
         self, query: Tensor, memory: KeysValues, mask: Mask | None, observe: Observe | None = None
     ) -> tuple[Tensor, Observation]:
         """Projected queries over projected keys and values -> ([rows, query_len, model_dim], what was observed)."""
-        dropout = self.weight_dropout if self.training else 0.0
-        attended = attend(query, memory.keys, memory.values, mask=mask, dropout=dropout, observe=observe)
+        if self.window is not None:
+            mask = self.window if mask is None else mask & self.window
+        attended = attend(
+            query,
+            memory.keys,
+            memory.values,
+            score=self._score(),
+            distribution=self._distribution(),
+            mask=mask,
+            dropout=self.weight_dropout if self.training else 0.0,
+            observe=observe,
+        )
         merged = attended.output.transpose(1, 2).flatten(2)
         output: Tensor = self.output(merged)
         return output, attended.observation
+
+    def _score(self) -> Score | None:
+        modifiers: list[Modifier] = [] if self.soft_cap is None else [self.soft_cap]
+        if self.distance_table is not None:
+            modifiers.append(RelativeBias(self.distance_table))
+        elif self.distance_bias == "alibi":
+            modifiers.append(ALiBi())
+        return ScaledDot().then(*modifiers) if modifiers else None
+
+    def _distribution(self) -> Distribution | None:
+        return None if self.sink == "none" else SinkSoftmax(self.sink_logits)
 
     def _heads(self, vectors: Tensor, heads: int) -> Tensor:
         apart: Tensor = vectors.unflatten(-1, (heads, self.head_dim))

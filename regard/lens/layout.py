@@ -48,8 +48,20 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Image:
+    """A map of many cells, framed; steps: their places on the colour scale, uint8 [rows, columns]."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    steps: Tensor
+
+
+@dataclass(frozen=True)
 class Picture:
-    """What to draw. outlines: cells' (x, y, size). bar: the colour bar's (x, y, width, height). top: its upper end."""
+    """What to draw. outlines: cells' (x, y, size). lines: thin ones' (x1, y1, x2, y2). bar: the colour bar's (x, y,
+    width, height), no wider than 0 where there are no cells. top: its upper end."""
 
     width: float
     height: float
@@ -58,6 +70,8 @@ class Picture:
     texts: list[Words] = field(default_factory=list)
     cells: list[Cell] = field(default_factory=list)
     outlines: list[tuple[float, float, float]] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)
+    lines: list[tuple[float, float, float, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,15 +87,20 @@ class Panel:
     expected: Sequence[tuple[int, int]] = ()
 
 
-def lay_out(panels: Sequence[Panel], title: str = "") -> Picture:
-    """Panels in reading order, in as many columns as give a picture a little wider than high."""
-    drawn = [_draw_panel(panel) for panel in panels]
+def lay_out(panels: Sequence[Panel | Picture], title: str = "") -> Picture:
+    """Panels in reading order, in as many columns as give a picture a little wider than high.
+
+    A panel that is a picture already stands as it is; the others share one scale of colours.
+    """
+    drawn = [panel if isinstance(panel, Picture) else _draw_panel(panel) for panel in panels]
     widest = max(piece.width for piece in drawn)
     page = max(widest, math.sqrt(sum((piece.width + GAP) * (piece.height + GAP) for piece in drawn)) * 1.2)
     top = _round_up(max((cell.weight for piece in drawn for cell in piece.cells), default=1.0))
     texts: list[Words] = []
     cells: list[Cell] = []
     outlines: list[tuple[float, float, float]] = []
+    images: list[Image] = []
+    lines: list[tuple[float, float, float, float]] = []
     y = MARGIN
     if title:
         texts.append(Words(MARGIN, y + 15, shown(title, 120), 15, weight="bold"))
@@ -93,18 +112,28 @@ def lay_out(panels: Sequence[Panel], title: str = "") -> Picture:
         texts += [replace(text, x=text.x + x, y=text.y + y) for text in piece.texts]
         cells += [replace(cell, x=cell.x + x, y=cell.y + y) for cell in piece.cells]
         outlines += [(left + x, upper + y, size) for left, upper, size in piece.outlines]
+        images += [replace(image, x=image.x + x, y=image.y + y) for image in piece.images]
+        lines += [(x1 + x, y1 + y, x2 + x, y2 + y) for x1, y1, x2, y2 in piece.lines]
         x += piece.width + GAP
         row_height, right = max(row_height, piece.height), max(right, x - GAP)
     y += row_height
-    caption = "rows: words produced; columns: words attended to" + ("; outlined: expected" if outlines else "")
-    texts.append(Words(MARGIN, y + 20, caption, 8.5, colour=MUTED))
-    height = max(y + 20 + MARGIN, begin_y + 150)
+    captions = ["rows: words produced; columns: words attended to" + ("; outlined: expected" if outlines else "")]
+    if images:
+        long = "rows: queries; columns: keys; colour: the share of a query's attention, on a logarithmic scale"
+        captions = [*captions, long] if cells else [long]
+    for caption in captions:
+        y += 14
+        texts.append(Words(MARGIN, y + 6, caption, 8.5, colour=MUTED))
+        right = max(right, MARGIN + width_of(caption, 8.5) * 0.9) if not cells else right
+    if not cells:
+        return Picture(right + MARGIN, y + 6 + MARGIN, top, (0.0, 0.0, 0.0, 0.0), texts, images=images, lines=lines)
+    height = max(y + 6 + MARGIN, begin_y + 150)
     bar_height = min(160.0, height - begin_y - 56)
     bar = (right + GAP, begin_y + 22, 11.0, bar_height)
     for part in (0.0, 0.5, 1.0):
         texts.append(Words(bar[0] + 16, bar[1] + bar_height * (1 - part) + 3, f"{top * part:.3g}", 8.5, colour=MUTED))
     label = Words(bar[0] + 52, bar[1] + bar_height / 2, "attention weight", 9, "center", 90.0, MUTED)
-    return Picture(bar[0] + 52 + MARGIN, height, top, bar, [*texts, label], cells, outlines)
+    return Picture(bar[0] + 52 + MARGIN, height, top, bar, [*texts, label], cells, outlines, images, lines)
 
 
 def _draw_panel(panel: Panel) -> Picture:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from regard.attention import map_parts
 from regard.attention.observation import Observation
 from regard.attention.record import AttentionRecord, Axis
 from regard.errors import ObservationError
+
+LONGEST_SIDE = 1024  # positions; a longer map is not made of words and cells
+# Weights of a record's traces that are made for a view: beyond, a page would take more than about 30 MB.
+MOST_WEIGHTS = 2**22
+MOST_NUMBERED = 2**20  # positions of an axis that nobody described
 
 
 @dataclass(frozen=True)
@@ -19,15 +25,35 @@ class Maps:
 
     target: what was produced, the rows. source: what was attended to, the columns.
     layers: name -> weights [heads, target_len, source_len], float32 on the CPU.
+    heads: name -> the heads' numbers, of layers of which only some were observed.
     """
 
     target: Axis
     source: Axis
     layers: dict[str, Tensor]
+    heads: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def is_long(record: AttentionRecord) -> bool:
+    """Whether a record is too long for maps of words and cells, and holds what its maps can be pooled from."""
+    weights = 0
+    poolable = True
+    long = False
+    for observation in record.layers.values():
+        pairs = observation.trace
+        poolable &= pairs is not None or observation.pooled is not None or map_parts.is_whole(observation)
+        if observation.rows is not None:
+            long |= max(observation.rows.shape[2:]) > LONGEST_SIDE
+        elif pairs is not None:
+            long |= max(pairs.query_len, pairs.key_len) > LONGEST_SIDE
+            weights += pairs.heads * pairs.query_len * pairs.key_len
+        else:
+            long |= observation.pooled is not None
+    return poolable and (long or weights > MOST_WEIGHTS)
 
 
 def maps_of(record: AttentionRecord) -> Maps:
-    """The maps of a record's first batch item.
+    """The maps of a record's first batch item: from the rows that were kept, otherwise from traces.
 
     A side that nobody described is numbered. A record that kept only chosen rows is drawn with those.
 
@@ -38,20 +64,27 @@ def maps_of(record: AttentionRecord) -> Maps:
     wrong: list[str] = []
     layers: dict[str, Tensor] = {}
     kept: dict[str, list[int]] = {}
+    heads: dict[str, tuple[int, ...]] = {}
     for name, observation in record.layers.items():
-        if observation.rows is None:
+        if observation.rows is None and observation.trace is None:
             wrong.append(f"`{name}` holds no rows (observe with rows='all')")
             continue
-        weights = observation.rows[0].detach().float().cpu()
-        index = range(weights.shape[1]) if observation.row_index is None else observation.row_index.tolist()
+        weights = map_parts.whole_rows(name, observation, [0])[0].detach().cpu()
+        if not len(weights):
+            wrong.append(f"`{name}` holds no heads")
         if not torch.isfinite(weights).all():
             wrong.append(f"`{name}` holds weights that are not finite (look for NaN in the model)")
-        layers[name], kept[name] = weights, list(index)
+        layers[name] = weights
+        kept[name] = list(range(weights.shape[1])) if observation.rows is None else map_parts.row_index(observation)
+        if observation.head_index is not None:
+            heads[name] = tuple(map_parts.head_numbers(observation))
     if wrong:
         raise ObservationError("cannot draw the record: " + "; ".join(wrong))
 
     first = next(iter(layers))
     chosen, source_len = kept[first], layers[first].shape[2]
+    if record.key is None and source_len > MOST_NUMBERED:  # as a damaged file may say of an empty map
+        raise ObservationError(f"cannot draw the record: `{first}` has {source_len} columns and no axis that says why")
     target, source = _kept(record.query, chosen), _whole(record.key, source_len)
     for name, weights in layers.items():
         if kept[name] != chosen or weights.shape[2] != source_len:
@@ -62,8 +95,9 @@ def maps_of(record: AttentionRecord) -> Maps:
         wrong.append(f"{source_len} columns but {len(record.key or ())} key tokens")
     if target is None or source is None or wrong:
         text = "cannot draw the record: " + "; ".join(wrong)
-        raise ObservationError(text + "; keep the layers that attend from the query axis to the key axis")
-    return Maps(target, source, layers)
+        remedy = "keep the layers that attend from the query axis to the key axis, with `record.only(...)`"
+        raise ObservationError(f"{text}; {remedy}")
+    return Maps(target, source, layers, heads)
 
 
 def chosen_map(maps: Maps, layer: str | None, head: int | None) -> Tensor:
@@ -73,41 +107,56 @@ def chosen_map(maps: Maps, layer: str | None, head: int | None) -> Tensor:
 
     Raises: ObservationError for a layer or head that is not there.
     """
-    if layer == "last":
-        layer = list(maps.layers)[-1]
-    names = list(maps.layers) if layer in (None, "mean") else [layer]
+    names = chosen_layers(maps.layers, layer)
     found = []
     for name in names:
-        if name not in maps.layers:
-            known = ", ".join(maps.layers)
-            raise ObservationError(f"layer `{name}` was not observed; observed: {known}; or choose 'last' or 'mean'")
         weights = maps.layers[name]
-        if head is not None and not 0 <= head < len(weights):
-            raise ObservationError(f"layer `{name}` has heads 0 to {len(weights) - 1}, head {head} was asked for")
-        found.append(weights.mean(0) if head is None else weights[head])
+        heads = maps.heads.get(name, tuple(range(len(weights))))
+        if head is not None and head not in heads:
+            known = f"0 to {len(weights) - 1}" if name not in maps.heads else ", ".join(map(str, heads)) + " alone"
+            raise ObservationError(f"layer `{name}` has heads {known}, head {head} was asked for")
+        found.append(weights.mean(0) if head is None else weights[heads.index(head)])
     return torch.stack(found).mean(0)
+
+
+def chosen_layers(layers: Iterable[str], layer: str | None) -> list[str]:
+    """The layers that a choice stands for, see `chosen_map`. Raises: ObservationError for a layer that is not there."""
+    names = list(layers)
+    if layer in (None, "mean"):
+        return names
+    name = names[-1] if layer == "last" else str(layer)
+    if name not in names:
+        known = ", ".join(names)
+        raise ObservationError(f"layer `{name}` was not observed; observed: {known}; or choose 'last' or 'mean'")
+    return [name]
 
 
 def choice_name(maps: Maps, layer: str | None, head: int | None) -> str:
     """What `chosen_map` shows, in words: "decoder.layers.2.cross, mean of 8 heads"."""
-    if layer == "last":
-        layer = list(maps.layers)[-1]
-    if layer in (None, "mean") and len(maps.layers) == 1:
-        layer = next(iter(maps.layers))
-    where = f"mean of {len(maps.layers)} layers" if layer in (None, "mean") else str(layer)
-    counts = {len(weights) for name, weights in maps.layers.items() if layer in (None, "mean", name)}
+    return choice_in_words({name: len(weights) for name, weights in maps.layers.items()}, layer, head)
+
+
+def choice_in_words(counts: Mapping[str, int], layer: str | None, head: int | None) -> str:
+    """As `choice_name`; counts: layer -> how many heads of it there are."""
+    names = chosen_layers(counts, layer)
+    where = names[0] if len(names) == 1 else f"mean of {len(names)} layers"
+    some = {counts[name] for name in names}
     if head is not None:
         return f"{where}, head {head}"
-    if len(counts) > 1:
+    if len(some) > 1:
         return f"{where}, mean of all heads"
-    [count] = counts
+    [count] = some
     return f"{where}, one head" if count == 1 else f"{where}, mean of {count} heads"
 
 
 def as_record(maps: Maps) -> AttentionRecord:
     """The maps as a record again, so that `over_words` and the like apply to chosen rows, too."""
     layers = {
-        name: Observation(rows=weights[None], row_index=torch.arange(weights.shape[1]))
+        name: Observation(
+            rows=weights[None],
+            row_index=torch.arange(weights.shape[1]),
+            head_index=torch.tensor(maps.heads[name]) if name in maps.heads else None,
+        )
         for name, weights in maps.layers.items()
     }
     return AttentionRecord(layers, maps.target, maps.source)

@@ -15,19 +15,24 @@ function mean(matrices) {
   return matrices[0].map((row, q) => row.map((_, k) => matrices.reduce((sum, m) => sum + m[q][k], 0) / matrices.length));
 }
 
+// A layer's weights of the chosen head, by its number in the model; undefined where it was not observed.
+function chosenHead(record, name) {
+  const place = record.heads && record.heads[name] ? record.heads[name].indexOf(Number(choice.head)) : Number(choice.head);
+  return record.layers[name][place];
+}
+
 // Weights [target][source] of the chosen layer and head over tokens; a record without that choice shows its mean.
 function tokenWeights(record) {
   const names = choice.layer in record.layers ? [choice.layer] : Object.keys(record.layers);
   return mean(names.map((name) => {
-    const heads = record.layers[name];
-    return choice.head !== "" && heads[choice.head] ? heads[choice.head] : mean(heads);
+    return (choice.head !== "" && chosenHead(record, name)) || mean(record.layers[name]);
   }));
 }
 
 function lacks(record) {
   if (choice.layer !== "" && !(choice.layer in record.layers)) return true;
   const names = choice.layer !== "" ? [choice.layer] : Object.keys(record.layers);
-  return choice.head !== "" && names.some((name) => !record.layers[name][choice.head]);
+  return choice.head !== "" && names.some((name) => !chosenHead(record, name));
 }
 
 // A word's column is the sum over its source tokens, its row the mean over its target tokens.
@@ -310,7 +315,8 @@ class View {
   }
 }
 
-const views = data.records.map((record, place) => new View(document.getElementById("record-" + place), record, place));
+// A record without words has no entry here: its charts are in the page.
+const views = data.records.map((record) => new View(document.getElementById("record-" + record.place), record, record.place));
 
 function fill(select, options) {
   for (const [value, label] of options) select.append(make("option", { value, textContent: label }));
@@ -318,11 +324,12 @@ function fill(select, options) {
 
 // The choosers offer what any of the records has.
 const layers = [...new Set(data.records.flatMap((record) => Object.keys(record.layers)))];
-const heads = Math.max(0, ...data.records.flatMap((record) => Object.values(record.layers).map((one) => one.length)));
+const heads = [...new Set(data.records.flatMap((record) => Object.entries(record.layers).flatMap(
+  ([name, one]) => (record.heads && record.heads[name]) || one.map((_, head) => head))))].sort((a, b) => a - b);
 const tools = document.querySelector(".tools");
 fill(tools.querySelector("[name=unit]"), [["words", "words"], ["tokens", "tokens"]]);
 fill(tools.querySelector("[name=layer]"), [["", "mean of all"], ...layers.map((name) => [name, name])]);
-const numbered = Array.from({ length: heads }, (_, head) => [String(head), "head " + head]);
+const numbered = heads.map((head) => [String(head), "head " + head]);
 fill(tools.querySelector("[name=head]"), [["", "mean of all"], ...numbered]);
 for (const select of tools.querySelectorAll("select")) {
   choice[select.name] = select.value; // the browser may have kept an earlier choice
@@ -331,7 +338,7 @@ for (const select of tools.querySelectorAll("select")) {
     views.forEach((view) => view.update());
   });
 }
-tools.hidden = false;
+tools.hidden = views.length === 0;
 views.forEach((view) => view.update());
 
 // A heat map is built when it comes near the screen, so that a page of many sentences opens at once.

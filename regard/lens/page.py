@@ -1,7 +1,8 @@
 """Records as one self-contained page of HTML: it needs no network, no server and no other file.
 
 Its size grows with the number of weights kept: about 7 bytes for each head, target token and source token. The page's
-own script puts tokens together to words, so that nothing is stored twice.
+own script puts tokens together to words, so that nothing is stored twice. A record too long for that is shown as charts
+of its layers, at most about half a megabyte each.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -19,12 +20,25 @@ from typing import Any
 
 from regard.attention.record import AttentionRecord
 from regard.errors import ObservationError
+from regard.lens.areas import check_cost
 from regard.lens.atomic import write_whole
 from regard.lens.colour import STEPS, scale, text_colour
+from regard.lens.layout import lay_out
 from regard.lens.lines import as_plain
-from regard.lens.maps import maps_of
-from regard.lens.plot import Expected, check_expected, expected_places
+from regard.lens.maps import is_long, maps_of
+from regard.lens.plot import CHART_CELLS, Expected, check_expected, expected_places, long_chart
+from regard.lens.vector import to_svg
 from regard.lens.words import Grouping, WordSplitter, axis_words, group, words_of
+
+LEAD_WORDS = (
+    "Each target word was produced while attending to the source: the stronger the colour between two words, the more "
+    "of the attention weight lay there."
+)
+LEAD_CHARTS = (
+    "In a chart, each row of cells is a stretch of queries and each column a stretch of keys: the stronger the colour, "
+    "the larger the share of these queries' attention that lay on these keys."
+)
+LEAD = "Attention shows from where a model routed information; it does not explain why the model chose a word."
 
 
 def write_page(
@@ -49,20 +63,28 @@ def write_page(
         raise ObservationError(f"{path}: there is no record to show; give one or more")
     if expected is not None and len(expected) != len(records):
         raise ObservationError(f"expected: {len(expected)} alignments for {len(records)} records; give one each")
-    plain = [
-        _for_script(record, expected[place] if expected is not None else (), words)
-        for place, record in enumerate(records)
-    ]
-    article = Template(_asset("page_article.html"))
-    articles = []
-    for place, one in enumerate(plain):
-        name = f"Sentence {place + 1}" if len(plain) > 1 else "Sentence"
+    article, chart = Template(_asset("page_article.html")), Template(_asset("page_chart.html"))
+    plain, articles = [], []
+    for place, record in enumerate(records):
+        links = expected[place] if expected is not None else ()
+        if is_long(record):
+            if links:
+                raise ObservationError("expected pairs are pairs of words; a record this long is shown without words")
+            name = f"Map {place + 1}" if len(records) > 1 else "Map"
+            articles.append(chart.substitute(place=place, name=name, figures="".join(_figures(record))))
+            continue
+        one = _for_script(record, links, words) | {"place": place}
+        name = f"Sentence {place + 1}" if len(records) > 1 else "Sentence"
         texts = {side: escape(one[side]) for side in ("source", "target")}
         articles.append(article.substitute(place=place, name=name, **texts))
+        plain.append(one)
+    lead = [LEAD_WORDS] if plain else []
+    lead += [LEAD_CHARTS] if len(plain) < len(records) else []
     paragraphs = [notes] if isinstance(notes, str) else list(notes)
     style, script = _style(), _asset("page.js")
     page = Template(_asset("page.html")).substitute(
         title=escape(title),
+        lead=" ".join([*lead, LEAD]),
         notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in paragraphs if note),
         articles="".join(articles),
         data=_embedded({"steps": STEPS, "records": plain}),
@@ -70,9 +92,18 @@ def write_page(
         script=script,
         style_hash=_digest(style),
         script_hash=_digest(script),
+        image_source=" data:" if len(plain) < len(records) else " 'none'",
     )
     # A text may hold half of a surrogate pair, which UTF-8 cannot: it becomes a question mark.
     write_whole(path, page.encode("utf-8", "replace"))
+
+
+def _figures(record: AttentionRecord) -> Iterator[str]:
+    """A chart for each layer of a long record."""
+    check_cost(record, list(record.layers), None, CHART_CELLS)
+    for layer in record.layers:
+        drawn = to_svg(lay_out([long_chart(record, layer, None)]))
+        yield f'<figure class="chart">{drawn}</figure>\n'
 
 
 def _for_script(record: AttentionRecord, links: Sequence[tuple[int, int]], words: WordSplitter) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import io
 import unicodedata
 from functools import cache
 
+import numpy as np
+
 from regard.errors import ConfigError
-from regard.lens.colour import EXPECTED, PAPER, RULE, STEPS, scale, step_of
+from regard.lens.colour import EXPECTED, MUTED, PAPER, RULE, STEPS, scale, step_of
 from regard.lens.layout import Picture
 
 DOTS_PER_INCH = 160
@@ -23,7 +25,7 @@ def to_png(picture: Picture) -> bytes:
     Raises: ConfigError where that leaves it unreadable.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.collections import PatchCollection
+    from matplotlib.collections import LineCollection, PatchCollection
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -46,6 +48,18 @@ def to_png(picture: Picture) -> bytes:
     squares = [Rectangle((cell.x, cell.y), cell.size, cell.size) for cell in picture.cells]
     fills = [colours[step_of(cell.weight, picture.top)] for cell in picture.cells]
     axes.add_collection(PatchCollection(squares, facecolors=fills, edgecolors=RULE, linewidths=0.6), autolim=False)
+    pixel_of = np.array([tuple(bytes.fromhex(colour[1:])) for colour in colours], dtype=np.uint8)
+    for image in picture.images:
+        if not image.steps.numel():
+            continue
+        extent = (image.x, image.x + image.width, image.y + image.height, image.y)
+        axes.imshow(
+            pixel_of[image.steps.numpy()], extent=extent, interpolation="nearest", aspect="auto", origin="upper"
+        )
+    frames = [Rectangle((image.x, image.y), image.width, image.height) for image in picture.images]
+    axes.add_collection(PatchCollection(frames, facecolors="none", edgecolors=MUTED, linewidths=0.5), autolim=False)
+    strokes = [((x1, y1), (x2, y2)) for x1, y1, x2, y2 in picture.lines]
+    axes.add_collection(LineCollection(strokes, colors=MUTED, linewidths=0.5), autolim=False)
     x, y, width, height = picture.bar
     slices = [Rectangle((x, y + height * (1 - (step + 1) / STEPS)), width, height / STEPS) for step in range(STEPS)]
     axes.add_collection(PatchCollection(slices, facecolors=colours[:STEPS], linewidths=0, antialiased=False))

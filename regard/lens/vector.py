@@ -6,11 +6,14 @@ says its weight when pointed at, words can be searched and copied, and equal pic
 
 from __future__ import annotations
 
+import base64
 import re
+from collections.abc import Sequence
 from html import escape
 
-from regard.lens.colour import EXPECTED, PAPER, RULE, STEPS, scale, step_of
+from regard.lens.colour import EXPECTED, MUTED, PAPER, RULE, STEPS, scale, step_of
 from regard.lens.layout import Picture
+from regard.lens.palette import to_palette_png
 
 # What XML 1.0 cannot hold in any form.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -25,9 +28,7 @@ def to_svg(picture: Picture) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}pt" height="{height}pt" viewBox="0 0 {width} {height}" '
         "role=\"img\" font-family=\"'DejaVu Sans', Verdana, 'Noto Sans', sans-serif\">",
         "<title>Attention weights</title>",
-        '<defs><linearGradient id="regard-scale" x1="0" y1="1" x2="0" y2="0">',
-        *(f'<stop offset="{step / STEPS:.4g}" stop-color="{colours[step]}"/>' for step in range(0, STEPS + 1, 4)),
-        "</linearGradient></defs>",
+        *(_gradient(colours) if picture.bar[2] > 0 else ()),
         f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
         f'<g stroke="{RULE}" stroke-width="0.6">',
     ]
@@ -37,8 +38,23 @@ def to_svg(picture: Picture) -> str:
             f'<rect x="{_number(cell.x)}" y="{_number(cell.y)}" width="{cell.size:g}" height="{cell.size:g}" '
             f'fill="{fill}"><title>{_text(cell.about)}</title></rect>'
         )
-    x, y, bar_width, bar_height = map(_number, picture.bar)
-    lines.append(f'<rect x="{x}" y="{y}" width="{bar_width}" height="{bar_height}" fill="url(#regard-scale)"/>')
+    if picture.bar[2] > 0:
+        x, y, bar_width, bar_height = map(_number, picture.bar)
+        lines.append(f'<rect x="{x}" y="{y}" width="{bar_width}" height="{bar_height}" fill="url(#regard-scale)"/>')
+    lines.append(f'</g><g fill="none" stroke="{MUTED}" stroke-width="0.5">')
+    for image in picture.images:
+        place = f'x="{_number(image.x)}" y="{_number(image.y)}" '
+        place += f'width="{_number(image.width)}" height="{_number(image.height)}"'
+        if image.steps.numel():
+            content = base64.b64encode(to_palette_png(image.steps)).decode()
+            lines.append(
+                f'<image {place} preserveAspectRatio="none" image-rendering="pixelated" '
+                f'href="data:image/png;base64,{content}"/>'
+            )
+        lines.append(f"<rect {place}/>")
+    for line in picture.lines:
+        x1, y1, x2, y2 = map(_number, line)
+        lines.append(f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>')
     lines.append(f'</g><g fill="none" stroke="{EXPECTED}" stroke-width="1.6">')
     for left, upper, size in picture.outlines:
         place = f'x="{_number(left + 1)}" y="{_number(upper + 1)}" width="{size - 2:g}" height="{size - 2:g}"'
@@ -54,6 +70,14 @@ def to_svg(picture: Picture) -> str:
             f"{_text(text.text)}</text>"
         )
     return "\n".join([*lines, "</svg>", ""])
+
+
+def _gradient(colours: Sequence[str]) -> list[str]:
+    return [
+        '<defs><linearGradient id="regard-scale" x1="0" y1="1" x2="0" y2="0">',
+        *(f'<stop offset="{step / STEPS:.4g}" stop-color="{colours[step]}"/>' for step in range(0, STEPS + 1, 4)),
+        "</linearGradient></defs>",
+    ]
 
 
 def _number(length: float) -> str:

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from regard.attention.attend import attend
 from regard.attention.masks import Padding
-from regard.attention.observation import Observation, Observe, observe_rows
+from regard.attention.observation import Observation, Observe, joined, problems_of
 from regard.attention.scores import Additive, Bilinear, Dot, Score
-from regard.errors import ConfigError
+from regard.errors import ConfigError, ObservationError
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.dropout import Dropout
 from regard.layers.head import HeadConfig, OutputHead
@@ -79,6 +79,8 @@ class AttentionRNNDecoder(nn.Module):
 
     Raises: ConfigError when the embedding has positions: a step does not know its own.
     """
+
+    attention_name = "layers.0.cross"  # of the layer, to whoever observes the model: it attends in no module of its own
 
     def __init__(
         self,
@@ -149,7 +151,7 @@ class AttentionRNNDecoder(nn.Module):
         rows = torch.arange(memory.vectors.shape[0], device=memory.vectors.device)
         return AttentionRNNState(
             hidden=torch.tanh(self.initial(first_backward)),
-            keys=self.key(memory.vectors)[:, None],
+            keys=self.key(memory.vectors)[:, None].to(memory.vectors.dtype),  # autocast narrows projections alone
             values=memory.vectors[:, None],
             lengths=memory.lengths,
             source=rows,
@@ -159,17 +161,16 @@ class AttentionRNNDecoder(nn.Module):
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
     ) -> tuple[Tensor, AttentionRNNState, dict[str, Observation]]:
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
+        if observe:
+            _check(observe, tokens, state)
         embedded = self.dropout(self.embedding(tokens))
         score, mask = self._score(), Padding(state.lengths)
-        # Each call of `attend` below has a single query: which rows are wanted of all is sorted out at the end.
-        each = replace(observe, received=observe.received is not False) if observe else None
-        if each is not None and each.rows is not None:
-            each = replace(each, rows="all")
         hidden = state.hidden
         read, observations = [], []
         for index in range(tokens.shape[1]):
-            query = self.query(hidden)[:, None, None]
-            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=each)
+            query = self.query(hidden)[:, None, None].to(state.keys.dtype)
+            asked = _of_query(observe, index, tokens.shape[1]) if observe else None
+            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=asked)
             context = attended.output[:, 0, 0]
             token = embedded[:, index]
             hidden = self.cell(torch.cat([token, context], dim=-1), hidden)
@@ -187,26 +188,40 @@ class AttentionRNNDecoder(nn.Module):
         return Step(self.head.log_probs(hidden), observations), state
 
 
+def _check(request: Observe, tokens: Tensor, state: AttentionRNNState) -> None:
+    """Raises ObservationError, naming all that cannot be observed of n queries that come one by one."""
+    problems = problems_of(request, tokens.shape[0], 1, tokens.shape[1], state.keys.shape[2])
+    if request.trace:
+        problems.append("observe.trace is of one call, and this decoder makes one a token; ask for rows instead")
+    if problems:
+        raise ObservationError("attention-rnn: " + "; ".join(problems))
+
+
+def _of_query(request: Observe, index: int, num_queries: int) -> Observe:
+    """What is asked of one of the queries, whose call knows no other."""
+    rows = request.rows
+    if rows is not None and rows != "all":
+        rows = (0,) if index in {row % num_queries for row in rows} else ()
+    received = request.received
+    return replace(
+        request,
+        received=received[:, index : index + 1] if isinstance(received, Tensor) else received,
+        rows=rows,
+        pooled=None if request.pooled is None else (1, request.pooled[1]),
+        queries=None if request.queries is None else request.queries[:, index : index + 1],
+    )
+
+
 def _join(steps: list[Observation], request: Observe) -> Observation:
     """The observation of n queries that was asked for, out of n observations of one."""
+    if request.pooled is not None:
+        steps = [_placed(step, index * request.pooled[0] // len(steps), request) for index, step in enumerate(steps)]
+    return joined(steps, request, len(steps))
 
-    def along(name: str, axis: int) -> Tensor | None:
-        parts = [getattr(step, name) for step in steps]
-        return None if parts[0] is None else torch.cat(parts, dim=axis)
 
-    received = [step.received for step in steps if step.received is not None]
-    if isinstance(request.received, Tensor):
-        weights = request.received.to(received[0])
-        received = [part * weights[:, step, None, None] for step, part in enumerate(received)]
-    rows, row_index = along("rows", 2), None
-    if rows is not None:
-        row_index = observe_rows(request, len(steps), rows.device)
-        rows = rows if request.rows == "all" else rows[:, :, row_index]
-    return Observation(
-        logsumexp=along("logsumexp", 2),
-        entropy=along("entropy", 2),
-        max_logit=along("max_logit", 2),
-        received=torch.stack(received).sum(0) if received else None,
-        rows=rows,
-        row_index=row_index,
-    )
+def _placed(step: Observation, row: int, request: Observe) -> Observation:
+    """With its one row of the grid where it stands in the whole."""
+    assert step.pooled is not None and request.pooled is not None
+    pooled = step.pooled.new_zeros(*step.pooled.shape[:2], *request.pooled)
+    pooled[:, :, row] = step.pooled[:, :, 0]
+    return replace(step, pooled=pooled)

@@ -72,11 +72,11 @@ class TransformerEncoder(nn.Module):
     ) -> tuple[Memory, dict[str, Observation]]:
         """ids [batch, source_len], lengths [batch] -> (memory, observations by layer name; empty unless asked for).
 
-        What padded queries attend to is no part of `received`.
+        Padded positions are no queries: they count nowhere, and theirs is the observation of a query without keys.
         """
-        if observe is not None and observe.received is True:
+        if observe:
             real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            observe = replace(observe, received=real)
+            observe = replace(observe, queries=real if observe.queries is None else real & observe.queries)
         memory = Memory(self.embedding(ids), lengths)
         observations = {}
         vectors = memory.vectors

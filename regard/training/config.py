@@ -62,6 +62,10 @@ class TrainingConfig:
     final: tuple[Literal["best", "last", "average"], ...] = ("best", "average")
     patience: int | None = None  # stop after this many validations in a row without a better one; null: never
     log_every: int = 50  # steps
+    # Steps between looks at every attention head: entropy, largest score and sink mass into the metrics, and a warning
+    # where a head collapses (`attention_monitor`). It changes nothing of the training, and such a step takes 1.0 to 1.2
+    # times as long (benchmarks/results/monitored_step.md); null: never.
+    attention_every: int | None = 100
 
     def __post_init__(self) -> None:
         problems = []
@@ -74,8 +78,9 @@ class TrainingConfig:
             problems.append(f"ema_decay is {self.ema_decay}, expected between 0 and 1, or null")
         if self.clip_norm is not None and not 0.0 < self.clip_norm < math.inf:
             problems.append(f"clip_norm is {self.clip_norm}, expected above 0, or null")
-        if self.patience is not None and self.patience < 1:
-            problems.append(f"patience is {self.patience}, expected 1 or more, or null")
+        for name in ("patience", "attention_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, expected 1 or more, or null")
         if not self.final or len(set(self.final)) < len(self.final):
             problems.append(f"final is {list(self.final)}, expected some of best, last, average, each once")
         # Written as `not a < b`, so that a NaN is refused too.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from regard.data.batches import Batch, BatchStream, Position
 from regard.errors import ConfigError, Interrupted, TrainingError
+from regard.training.attention_monitor import AttentionMonitor, Look, RealQueries
 from regard.training.averaging import MovingAverage, load_weights, mean_of, swapped_in, weights_of
 from regard.training.checkpoint import Checkpoints
 from regard.training.config import TrainingConfig
@@ -58,6 +60,7 @@ class Trainer:
     objective: the summed loss of a batch. validate: scores of a model, a pure function of its weights; the score called
     `metric` decides, higher is better.
     keep_best: called with the model holding the weights of a new best validation. seed: of dropout.
+    real_queries: which positions of a batch are no padding, for the looks at attention; see `attention_monitor`.
     folder: holds metrics, events and checkpoints; a run that finds its own checkpoint there goes on from it.
     """
 
@@ -74,6 +77,7 @@ class Trainer:
         seed: int,
         keep_best: Callable[[nn.Module], None] = lambda model: None,
         watcher: Watcher | None = None,
+        real_queries: RealQueries = lambda batch: {},
         device: torch.device | str = "cpu",
     ) -> None:
         persistent = set(model.state_dict()) & {name for name, _ in model.named_buffers()}
@@ -89,6 +93,7 @@ class Trainer:
         self.keep_best = keep_best
         self.watcher = Silent() if watcher is None else watcher
         self.metrics = Metrics(folder)
+        self.attention = AttentionMonitor(config.attention_every, said=self.watcher.said, real_queries=real_queries)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, self.watcher.said)
         self.dtype = resolved_precision(config.precision, self.device)
         self.optimizer = _adamw(model, config)
@@ -138,7 +143,8 @@ class Trainer:
         began = time.perf_counter()
         self.step += 1
         self.closed = False
-        nll, norm, num_tokens, padding = self._update()
+        look = self.attention.look(self.step)
+        nll, norm, num_tokens, padding = self._update(look)
         self.num_tokens += num_tokens
         log = self.step % config.log_every == 0 or self.step == config.max_steps
         loss = nll / num_tokens if log else None
@@ -148,6 +154,8 @@ class Trainer:
             values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "padding_share": padding}
             self.metrics.write(self.step, {**values, "epoch": self.position.epoch, "tokens": self.num_tokens})
             self.metrics.event(self.step, "tokens_per_second", num_tokens / seconds)
+        if look is not None:
+            self.attention.tell(self.step, look, self.metrics)
         self.watcher.stepped(self.step, loss, num_tokens, seconds)
 
     def _close_step(self) -> None:
@@ -162,7 +170,7 @@ class Trainer:
         if self.step % self.config.checkpoint_every == 0 or last or self._out_of_patience():
             self._checkpoint()
 
-    def _update(self) -> tuple[float, float, int, float]:
+    def _update(self, look: Look | None) -> tuple[float, float, int, float]:
         """One optimiser update -> (summed nll, gradient norm, target tokens, padding share)."""
         parts = []
         for _ in range(self.config.accumulate):
@@ -172,8 +180,8 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.model.train()
         for index, part in enumerate(parts):
-            seed_dropout(self.seed, self.step, index)
-            loss = self.objective(self.model, part.to(self.device), self.dtype)
+            part = part.to(self.device)
+            loss = self.attention.through(look, self.model, part, partial(self._loss, index, part))
             (loss.objective / num_tokens).backward()
             total += loss.nll
         parameters = list(self.model.parameters())
@@ -191,6 +199,11 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model, self.step)
         return nll, norm, num_tokens, sum(part.padding_share for part in parts) / len(parts)
+
+    def _loss(self, index: int, part: Batch) -> Loss:
+        """The summed loss of the step's part number `index`; nothing but the weights decides it."""
+        seed_dropout(self.seed, self.step, index)
+        return self.objective(self.model, part, self.dtype)
 
     def _validate(self) -> None:
         began = time.perf_counter()
@@ -246,6 +259,7 @@ class Trainer:
             "best": [self.best_step, self.best_score],
             "failures": self.failures,
             "metrics_size": size,
+            "attention": self.attention.state(),
             "numerics": numerics(self.dtype, self.device),
         }
         self.checkpoints.save(self.step, state, stopped=stopped)
@@ -281,6 +295,7 @@ class Trainer:
         self.num_tokens = state["num_tokens"]
         self.best_step, self.best_score = state["best"]
         self.failures = state["failures"]
+        self.attention.load_state(state.get("attention", {}))  # checkpoints of before there was a monitor have none
         self._keep_numerics(state["numerics"])
         size: int = state["metrics_size"]
         return size

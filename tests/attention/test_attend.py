@@ -10,16 +10,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
-from regard.attention.attend import BACKENDS, BackendName, attend, explain_backend
-from regard.attention.distributions import Distribution, Softmax
+from regard.attention.attend import BackendName, attend, explain_backend
+from regard.attention.distributions import Distribution, SinkSoftmax, Softmax, Sparsemax
 from regard.attention.masks import Causal, Mask, Padding
+from regard.attention.modifiers import RelativeBias, SoftCap
 from regard.attention.observation import Observe
-from regard.attention.scores import Additive, Bilinear, Dot, ScaledDot, Score
-from regard.errors import ConfigError, ShapeError
+from regard.attention.scores import Additive, Bilinear, Dot, LocationAware, ScaledDot, Score
+from regard.errors import ConfigError, ObservationError, ShapeError
 
 BATCH, HEADS, KV_HEADS, QUERY_LEN, KEY_LEN, DIM, VALUE_DIM = 2, 6, 3, 5, 7, 11, 13
+# The backends with gradients, in every dtype; the one in C, which is taken by name alone, has tests of its own.
+LEARNING: list[BackendName] = ["fused", "blocked", "reference"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 LENGTHS = torch.tensor([3, 7])
 MASKS: dict[str, Mask | None] = {
@@ -78,24 +81,7 @@ def output_and_gradients(output: Tensor, *sides: Tensor) -> tuple[Tensor, ...]:
     return (output, *torch.autograd.grad((output.double() * goal).sum(), sides))
 
 
-class Kernels(TorchDispatchMode):
-    """The torch operations that ran, and the size of their largest result."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self.largest = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.names.add(str(function))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
-                self.largest = max(self.largest, tensor.numel())
-        return result
-
-
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("query_len", [1, QUERY_LEN, KEY_LEN, KEY_LEN + 4])
 def test_every_backend_is_plain_torch(backend: BackendName, mask: str, query_len: int) -> None:
@@ -117,7 +103,7 @@ def test_every_backend_is_plain_torch(backend: BackendName, mask: str, query_len
     ],
     ids=lambda score: type(score).__name__,
 )
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 def test_every_score_on_every_backend(backend: BackendName, score: Score) -> None:
     sides = [side.requires_grad_() for side in inputs()]
     learned = [part.requires_grad_() for part in vars(score).values() if isinstance(part, Tensor)]
@@ -132,7 +118,7 @@ def test_every_score_on_every_backend(backend: BackendName, score: Score) -> Non
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 def test_a_row_without_keys_is_zero_and_teaches_nothing(backend: BackendName, dtype: torch.dtype) -> None:
     for mask, key_len in ((Padding(torch.tensor([0, 7])), 7), (Causal(), 2), (None, 0), (Causal(), 0)):
         sides = [side.requires_grad_() for side in inputs(QUERY_LEN, key_len, dtype=dtype)]
@@ -155,7 +141,7 @@ def test_a_row_without_keys_is_zero_and_teaches_nothing(backend: BackendName, dt
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 @pytest.mark.parametrize("mask", ["none", "causal", "padding"])
 def test_low_precision_is_no_worse_than_twice_plain_torch(backend: BackendName, dtype: torch.dtype, mask: str) -> None:
     query_len, key_len, dim = 67, 67, 37
@@ -173,7 +159,7 @@ def test_low_precision_is_no_worse_than_twice_plain_torch(backend: BackendName, 
         assert (mine - right).abs().max() <= 2 * (theirs - right).abs().max()
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 def test_gradients_of_a_group_are_summed(backend: BackendName) -> None:
     query, key, value = (side.requires_grad_() for side in inputs())
     wide = [side.detach().repeat_interleave(HEADS // KV_HEADS, dim=1).requires_grad_() for side in (key, value)]
@@ -184,18 +170,25 @@ def test_gradients_of_a_group_are_summed(backend: BackendName) -> None:
         torch.testing.assert_close(mine, theirs.unflatten(1, (KV_HEADS, -1)).sum(2))
 
 
-def test_values_wider_than_keys_go_to_the_reference() -> None:
-    sides = [side.requires_grad_() for side in inputs(value_dim=VALUE_DIM)]
-    assert explain_backend(*sides).chosen == "reference"
-    found = output_and_gradients(attend(*sides, mask=Padding(LENGTHS)).output, *sides)
+@pytest.mark.parametrize("value_dim", [VALUE_DIM, DIM - 4])
+@pytest.mark.parametrize("backend", LEARNING)
+def test_values_of_another_width_than_keys(backend: BackendName, value_dim: int) -> None:
+    sides = [side.requires_grad_() for side in inputs(value_dim=value_dim)]
+    found = output_and_gradients(attend(*sides, mask=Padding(LENGTHS), backend=backend).output, *sides)
     wanted = output_and_gradients(by_hand(*sides, Padding(LENGTHS)), *sides)
     torch.testing.assert_close(found, wanted)
-    assert found[0].shape == (BATCH, HEADS, QUERY_LEN, VALUE_DIM)
-    with pytest.raises(ConfigError, match="on a CPU it wants equal widths, not keys of 11 and values of 13"):
-        attend(*sides, backend="fused")
+    assert found[0].shape == (BATCH, HEADS, QUERY_LEN, value_dim)
+    # Few of them are materialised, many padded to one width.
+    choice = explain_backend(*sides)
+    assert choice.chosen == "reference"
+    assert choice.refused["fused"] == (
+        f"it wants equal widths; padding keys of 11 and values of {value_dim} pays from 1048576 scores on, not for 420"
+    )
+    many = [torch.zeros(2, 3, 419, width) for width in (5, 5, value_dim)]
+    assert explain_backend(*many).chosen == "fused"
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 def test_strides_do_not_matter(backend: BackendName) -> None:
     query, key, value = inputs()
     wanted = attend(query, key, value, backend=backend).output
@@ -215,19 +208,6 @@ def test_strides_do_not_matter(backend: BackendName) -> None:
     )
 
 
-@pytest.mark.parametrize("mask", MASKS)
-def test_the_fused_backend_never_holds_all_scores(mask: str) -> None:
-    query, key, value = (normal(2, 3, 211, 4, seed=seed, dtype=torch.float32) for seed in (1, 2, 3))
-    for moved in ([query, key, value], [side.mT.contiguous().mT for side in (query, key, value)]):
-        with Kernels() as kernels:
-            attend(*moved, mask=MASKS[mask], backend="fused")
-        assert "aten._scaled_dot_product_flash_attention_for_cpu.default" in kernels.names
-        assert kernels.largest < 2 * 3 * 211 * 211
-    with Kernels() as kernels:
-        attend(query, key, value, mask=MASKS[mask], backend="reference")
-    assert kernels.largest >= 2 * 3 * 211 * 211
-
-
 def test_dropout_keeps_the_expectation() -> None:
     torch.manual_seed(0)
     query, key, value = inputs(1, 5)
@@ -243,7 +223,7 @@ def test_dropout_keeps_the_expectation() -> None:
     assert torch.equal(attend(query, key, value, dropout=0.3).output, first)
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", LEARNING)
 def test_autocast_changes_nothing(backend: BackendName) -> None:
     query, key, value = inputs(dtype=torch.float32)
     for score in (ScaledDot(), Bilinear(normal(1, DIM, DIM, dtype=torch.float32))):
@@ -251,6 +231,12 @@ def test_autocast_changes_nothing(backend: BackendName) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             found = attend(query, key, value, score=score, backend=backend).output
         assert torch.equal(found, wanted)
+
+
+def location_aware() -> LocationAware:
+    return LocationAware(
+        normal(1, DIM), normal(1, 2, 3), normal(1, 2, DIM), normal(BATCH, HEADS, 1, KEY_LEN).softmax(-1)
+    )
 
 
 class Halves(Distribution):
@@ -263,23 +249,41 @@ class Halves(Distribution):
 
 def test_the_choice_is_explained() -> None:
     query, key, value = inputs()
-    assert explain_backend(query, key, value, mask=Causal()) == ("fused", {})
-    reasons = {
-        "statistics were asked for, which it does not return": {"observe": Observe(entropy=True)},
+    assert explain_backend(query, key, value, mask=Causal(), observe=Observe(entropy=True)) == ("fused", {})
+    table = normal(32, HEADS).requires_grad_()
+    few = "420 elements of scores, fewer than 16777216, are quicker held at once"
+    reasons: dict[str, dict[str, Any]] = {
         "it normalises by softmax, not by Halves": {"distribution": Halves()},
-        "it compares by products, not by Additive": {"score": Additive(normal(1, DIM))},
-        "dropout on the weights is served materialised": {"dropout": 0.1},
+        "it compares by products, not by LocationAware": {"score": location_aware()},
+        "it compares by products, not by Additive and SoftCap": {"score": Additive(normal(1, DIM)).then(SoftCap(3.0))},
+        "it bounds no scores by a soft-cap": {"score": ScaledDot().then(SoftCap(3.0))},
+        "it gives a learned position bias no gradient": {"score": ScaledDot().then(RelativeBias(table))},
     }
     for reason, asked in reasons.items():
-        choice = explain_backend(query, key, value, **asked)
-        assert choice == ("reference", {"fused": reason})
+        elements = few.replace("420", "4620") if isinstance(asked.get("score"), LocationAware) else few
+        assert explain_backend(query, key, value, **asked) == ("reference", {"fused": reason, "blocked": elements})
         with pytest.raises(ConfigError) as caught:
             attend(query, key, value, backend="fused", **asked)
         assert str(caught.value) == (f"attend: backend `fused` cannot serve this call: {reason}; leave `backend` out")
+    for name in ("fused", "blocked"):
+        with pytest.raises(
+            ConfigError, match=f"`{name}` cannot serve this call: dropout on the weights is served mater"
+        ):
+            attend(query, key, value, backend=name, dropout=0.1)  # type: ignore[arg-type]
     assert explain_backend(query, key, value, observe=Observe(), distribution=Softmax()).chosen == "fused"
+    with torch.no_grad():
+        assert explain_backend(query, key, value, score=ScaledDot().then(RelativeBias(table))).chosen == "fused"
+    long = torch.zeros(1, 2, 3001, 1)
+    choice = explain_backend(long, long, long, score=ScaledDot().then(SoftCap(3.0)))
+    assert choice == ("blocked", {"fused": "it bounds no scores by a soft-cap"})
     meta = [side.to("meta") for side in (query, key, value)]
-    assert explain_backend(*meta).refused == {"fused": "float64 is fused on a CPU only"}
-    with pytest.raises(ConfigError, match="backend `flash` is not known; known: fused, reference"):
+    assert explain_backend(*meta).refused["fused"] == "float64 is fused on a CPU only"
+    meta = [side.float() for side in meta]
+    assert explain_backend(*meta, mask=Causal()).chosen == "fused"
+    assert explain_backend(*meta, mask=Causal(), distribution=SinkSoftmax()).refused["fused"] == (
+        "on meta it knows squares below the diagonal and masks of keys"
+    )
+    with pytest.raises(ConfigError, match="backend `flash` is not known; known: fused, blocked, reference, native"):
         attend(query, key, value, backend="flash")  # type: ignore[arg-type]
 
 
@@ -344,7 +348,7 @@ def test_every_mismatch_is_told_at_once() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 10_000), key_len=st.integers(1, 9), backend=st.sampled_from(list(BACKENDS)))
+@given(seed=st.integers(0, 10_000), key_len=st.integers(1, 9), backend=st.sampled_from(LEARNING))
 def test_law_order_of_keys_says_nothing(seed: int, key_len: int, backend: BackendName) -> None:
     query, key, value = inputs(3, key_len)
     generator = torch.Generator().manual_seed(seed)
@@ -368,7 +372,7 @@ def test_law_order_of_keys_says_nothing(seed: int, key_len: int, backend: Backen
     query_len=st.integers(1, 9),
     key_len=st.integers(1, 9),
     row=st.integers(0, 8),
-    backend=st.sampled_from(list(BACKENDS)),
+    backend=st.sampled_from(LEARNING),
 )
 def test_law_the_future_cannot_touch_a_causal_output(
     query_len: int, key_len: int, row: int, backend: BackendName
@@ -389,7 +393,7 @@ def test_law_the_future_cannot_touch_a_causal_output(
 @given(
     lengths=st.lists(st.integers(0, KEY_LEN), min_size=BATCH, max_size=BATCH),
     causal=st.booleans(),
-    backend=st.sampled_from(list(BACKENDS)),
+    backend=st.sampled_from(LEARNING),
 )
 def test_law_a_padded_batch_is_its_items_alone(lengths: list[int], causal: bool, backend: BackendName) -> None:
     query, key, value = inputs(KEY_LEN, KEY_LEN)
@@ -405,3 +409,71 @@ def test_arguments_of_the_wrong_kind_are_told_all_at_once() -> None:
     query = torch.zeros(1, 1, 2, 3)
     with pytest.raises(ShapeError, match=r"key is list, expected a tensor; mask is Tensor, expected an object such as"):
         attend(query, [1], query, mask=torch.ones(2, 2, dtype=torch.bool))  # type: ignore[arg-type]
+
+
+def test_every_statistic_that_is_not_there_is_told_at_once() -> None:
+    query, key, value = inputs()
+    with pytest.raises(ObservationError) as caught:
+        attend(
+            query,
+            key,
+            value,
+            distribution=Sparsemax(),
+            observe=Observe(
+                logsumexp=True,
+                trace=True,
+                rows=(0, 5),
+                columns=(-8,),
+                heads=(6, 1),
+                top_k=-1,
+                sink_mass=1.5,  # type: ignore[arg-type]
+                pooled=(0, 2),
+                received=torch.ones(2, 4),
+                queries=torch.ones(2, 5),
+            ),
+        )
+    assert str(caught.value) == (
+        "attend: observe.rows: [5] asked for, but there are 5 queries; ask within them; "
+        "observe.columns: [-8] asked for, but there are 7 keys; ask within them; "
+        "observe.heads: [6] asked for, but there are 6 heads; ask within them; "
+        "observe.received has weights of shape (2, 4), expected (2, 5): one a query; "
+        "observe.sink_mass is 1.5, expected a number of keys, 0 for none; "
+        "observe.top_k is -1, expected a number of keys, 0 for none; "
+        "observe.pooled is (0, 2), expected (grid rows, grid columns), each at least 1; "
+        "observe.queries is torch.float32 of shape (2, 5), expected torch.bool of (2, 5): which queries are real; "
+        "observe.logsumexp: Sparsemax weights have none; ask for rows instead; "
+        "observe.trace: Sparsemax weights are not recomputed from a logsumexp; ask for rows instead"
+    )
+    with pytest.raises(ObservationError) as caught:
+        attend(query, key, value, score=Additive(normal(1, DIM)), observe=Observe(trace=True, rows="some"))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "attend: observe.rows is 'some', expected their indices, or 'all'; "
+        "observe.trace: Additive makes no products that could be kept; ask for rows instead"
+    )
+    # What does not fit is told together with what cannot be observed.
+    with pytest.raises(ShapeError, match=r"key_len: key 7, value 6; observe\.columns: \[7\] asked for"):
+        attend(query, key, value[:, :, 1:], observe=Observe(columns=(7,)))
+
+
+def test_a_function_mode_sees_attention_as_one_call() -> None:
+    class Calls(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[dict[str, Any]] = []
+
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function is attend:
+                self.seen.append(kwargs)
+            return function(*args, **(kwargs or {}))
+
+    query, key, value = inputs()
+    wanted = attend(query, key, value, mask=Causal()).output
+    mask, asked = Causal(), Observe(entropy=True)
+    with Calls() as calls:
+        found = attend(query, key, value, mask=mask, observe=asked, backend="fused")
+    assert len(calls.seen) == 1
+    assert calls.seen[0]["mask"] is mask
+    assert calls.seen[0]["observe"] is asked
+    assert calls.seen[0]["backend"] == "fused"
+    assert torch.equal(found.output, wanted)
+    assert found.observation.entropy is not None

@@ -9,9 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from second_pass_cases import CASES, inputs, materialised
 
-from regard.attention.observation import Observation
-from regard.attention.record import FORMAT_VERSION, AttentionRecord, Axis, Span, select_item
+from regard.attention import map_parts, record
+from regard.attention.observation import Observation, Observe
+from regard.attention.record import AttentionRecord, Axis, Span, select_item
+from regard.attention.second_pass import second_pass
 from regard.errors import ModelFileError, ObservationError, RegardError
 
 
@@ -207,13 +210,14 @@ def test_what_is_no_path_is_told(path: object) -> None:
         AttentionRecord.load(path)  # type: ignore[arg-type]
 
 
+# What damaged files of version 1 said; tests/attention/test_record_file.py has those of this version.
 ABOUT = {"query": {"text": "a", "tokens": ["a"], "spans": [[0, 1]]}}
 
 
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"format_version": str(FORMAT_VERSION + 1)}, "format 2, this regard reads up to 1; upgrade regard"),
+        ({"format_version": "3"}, "format 3, this regard reads up to 2; upgrade regard"),
         ({"format": "other"}, "not an attention record; write one with `record.save"),
         ({"format_version": "one"}, "not a readable attention record"),
         ({"axes": "{"}, "not a readable attention record"),
@@ -226,7 +230,7 @@ ABOUT = {"query": {"text": "a", "tokens": ["a"], "spans": [[0, 1]]}}
 )
 def test_a_damaged_newer_or_foreign_file_is_told(tmp_path: Path, header: dict[str, str], message: str) -> None:
     path = tmp_path / "a.safetensors"
-    good = {"format": "regard.attention", "format_version": str(FORMAT_VERSION), "axes": json.dumps(ABOUT)}
+    good = {"format": "regard.attention", "format_version": "1", "axes": json.dumps(ABOUT)}
     save_file({"a/rows": torch.ones(1, 1, 1, 1)}, path, metadata=good)
     assert AttentionRecord.load(path).query == Axis("a", ("a",), ((0, 1),))
     save_file({"a/rows": torch.ones(1, 1, 1, 1)}, path, metadata=good | header)
@@ -246,7 +250,7 @@ def test_missing_cut_and_unknown_contents_are_told(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(ModelFileError, match="not a readable attention record"):
             AttentionRecord.load(path)
-    header = {"format": "regard.attention", "format_version": str(FORMAT_VERSION), "axes": "{}"}
+    header = {"format": "regard.attention", "format_version": "1", "axes": "{}"}
     save_file({"a/surprise": torch.ones(1)}, path, metadata=header)
     with pytest.raises(ModelFileError, match="statistic `surprise` is not known; upgrade regard"):
         AttentionRecord.load(path)
@@ -276,3 +280,162 @@ def test_words_are_found_unless_given() -> None:
     assert record.over_words().query.tokens == ("a", "dog", ".", "</s>")  # type: ignore[union-attr]
     assert "rows=[1, 1, 5, 5]" in repr(record)
     assert record != AttentionRecord(record.layers, axis, axis)  # a record is itself and no other
+
+
+# -- calls, selections, traces -----------------------------------------------------------------------------------------
+
+
+def test_the_calls_of_a_layer() -> None:
+    one, two, three = (Observation(entropy=torch.full((1, 1, 2), float(number))) for number in range(3))
+    seen = AttentionRecord({"a": one, "b": two, "a#1": two, "a#2": three}, backend={"a": "cpu flash"})
+    assert seen.calls("a") == (one, two, three)
+    assert seen.calls("b") == (two,)
+    assert seen.calls("a#1") == (two,)
+    assert (seen["a#0"], seen["a#1"], seen["a#2"], seen["b"], seen["b#0"]) == (one, two, three, two, two)
+    with pytest.raises(ObservationError) as caught:
+        seen["a"]
+    assert str(caught.value) == (
+        "layer `a` was called 3 times; choose one call, `a#0` to `a#2`, or take record.calls('a')"
+    )
+    for unknown in ("a#3", "c", "b#1"):
+        with pytest.raises(ObservationError, match=f"layer `{unknown}` was not observed; observed: a, b, a#1, a#2"):
+            seen[unknown]
+    with pytest.raises(ObservationError, match="layer `c` was not observed"):
+        seen.calls("c")
+    assert seen.backend == {"a": "cpu flash"}
+
+
+def test_a_record_shows_what_a_running_observer_fills() -> None:
+    layers: dict[str, Observation] = {}
+    seen = AttentionRecord(layers)
+    layers["a"] = Observation(entropy=torch.ones(1, 1, 2))
+    assert seen["a"] is layers["a"]
+    layers["a#1"] = layers["a"]
+    assert len(seen.calls("a")) == 2
+
+
+def test_only_some_layers() -> None:
+    query, key = axis_from([1] * 5), axis_from([2] * 7)
+    four = random_record(query, key, layers=4)
+    some = four.only("layers.3", "layers.[01]")
+    assert list(some.layers) == ["layers.0", "layers.1", "layers.3"]
+    assert (some.query, some.key) == (query, key)
+    with pytest.raises(ObservationError, match=r"`layers\.9` was not observed; .*, did you mean `layers\.[0-3]`\?"):
+        four.only("layers.1", "layers.9")
+    with pytest.raises(ObservationError, match=r"layer `decoder\.\*` was not observed"):
+        four.only("decoder.*")
+
+
+def test_a_record_is_told_what_it_is_about() -> None:
+    query, key, empty = axis_from([1] * 5), axis_from([2] * 7), Axis("", (), ())
+    bare = AttentionRecord(random_record(query, key).layers)
+    assert (bare.query, bare.key) == (None, None)
+    assert (bare.about(query).query, bare.about(query).key) == (query, None)
+    assert (bare.about(query, key).about(key=empty).query, bare.about(query).about(empty).query) == (query, empty)
+
+
+def test_many_layers_are_shown_in_short() -> None:
+    text = repr(AttentionRecord({str(number): Observation(entropy=torch.ones(1, 1, 2)) for number in range(99)}))
+    assert text.endswith("'7': Observation(entropy=[1, 1, 2]), and 91 more)")
+
+
+def test_tiles_of_stored_rows() -> None:
+    rows = torch.rand(2, 3, 4, 7, dtype=torch.bfloat16)
+    layers = {
+        "whole": Observation(rows=rows),
+        "chosen": Observation(rows=rows, row_index=torch.tensor([5, 1, 2, 9])),
+        "heads": Observation(rows=rows.double(), head_index=torch.tensor([4, 8, 1])),
+    }
+    seen = AttentionRecord(layers)
+    assert torch.equal(seen.tile("whole", 2, (1, 3), (0, 5), item=1), rows[1, 2, 1:3, :5].float())
+    assert torch.equal(seen.tile("whole", 2, slice(-2, None), slice(3)), rows[0, 2, 2:, :3].float())
+    assert torch.equal(seen.tile("chosen", 0, (1, 3), (0, 7)), rows[0, 0, [1, 2]].float())
+    assert torch.equal(seen.tile("heads", 8, (0, 4), (0, 7)), rows[0, 1].double())
+    assert torch.equal(seen.rows("heads", 1), rows[0, 2].float())
+    assert torch.equal(seen.rows("chosen", 1, queries=[9, 5], item=1), rows[1, 1, [3, 0]].float())
+    with pytest.raises(
+        ObservationError, match=r"`chosen` holds the rows of 4 queries, not of 3, 4; observe with trace"
+    ):
+        seen.tile("chosen", 0, (1, 5), (0, 7))
+    with pytest.raises(ObservationError, match=r"`chosen` holds the rows of 4 queries, not of 0; observe with trace"):
+        seen.rows("chosen", queries=[5, 0])
+    with pytest.raises(ObservationError, match=r"layer `heads` has heads 4, 8, 1 alone, head 0 was asked for"):
+        seen.rows("heads", 0)
+
+
+def test_everything_that_is_wrong_with_a_tile_is_told_at_once() -> None:
+    seen = AttentionRecord(
+        {"a": second_pass(inputs(), Observe(trace=True)), "b": Observation(entropy=torch.ones(1, 1, 2))}
+    )
+    with pytest.raises(ObservationError) as caught:
+        seen.tile("a", 6, (40, 54), (9, 3), item=2)
+    assert str(caught.value) == (
+        "layer `a` has heads 0 to 5, head 6 was asked for; queries 0 to 53, not 40 to 54; keys 0 to 67, not 9 to 3; "
+        "items 0 to 1, item 2 was asked for"
+    )
+    with pytest.raises(ObservationError, match="keys in steps of 1, not of 2"):
+        seen.tile("a", 0, slice(3), slice(0, 9, 2))
+    with pytest.raises(ObservationError, match="layer `b` holds neither a trace nor rows; observe with trace=True"):
+        seen.tile("b", 0, (0, 1), (0, 1))
+    with pytest.raises(ObservationError, match="layer `b` holds no pooled map; observe with pooled="):
+        seen.pooled("b")
+    with pytest.raises(ObservationError, match=r"layer `a` has queries 0 to 52, not 53, -54"):
+        seen.rows("a", queries=[53, 0, -54])
+    assert seen.tile("a", 0, (5, 5), (0, 67)).shape == (0, 67)
+
+
+def test_a_map_too_large_to_be_made_whole_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = AttentionRecord({"a": second_pass(inputs(), Observe(trace=True))})
+    assert seen.rows("a").shape == (53, 67)
+    monkeypatch.setattr(map_parts, "MOST_WEIGHTS", 53 * 67 - 1)
+    with pytest.raises(ObservationError) as caught:
+        seen.rows("a")
+    assert str(caught.value) == (
+        "layer `a`: 53 x 67 weights are too many to make at once (at most 3550); choose rows with queries=, an area "
+        "with record.tile, or a picture with record.plot"
+    )
+    assert seen.rows("a", queries=range(50)).shape == (50, 67)
+
+
+def test_maps_of_different_sizes_have_no_mean() -> None:
+    seen = AttentionRecord(
+        {"a": Observation(rows=torch.ones(1, 1, 2, 3)), "b": Observation(rows=torch.ones(1, 1, 5, 3))}
+    )
+    with pytest.raises(
+        ObservationError, match=r"rows: the layers' maps differ in size: `a` 2 x 3, `b` 5 x 3; choose one"
+    ):
+        seen.rows()
+
+
+def test_an_item_of_everything() -> None:
+    pairs = CASES["everything"](inputs(dtype=torch.float64))
+    wanted = Observe(entropy=True, rows=(5, 7), columns=(2,), top_k=3, pooled=(4, 4), trace=True, heads=(3, 1))
+    seen = AttentionRecord({"a": second_pass(pairs, wanted)}, backend={"a": "eager"})
+    one = select_item(seen, 1)
+    assert one.backend == {"a": "eager"}
+    for name, tensor in seen["a"].tensors().items():
+        kept = one["a"].tensors()[name]
+        assert torch.equal(kept, tensor if name in ("row_index", "column_index", "head_index") else tensor[1:])
+    area = (3, 31), (5, 60)
+    torch.testing.assert_close(one.tile("a", 3, *area), seen.tile("a", 3, *area, item=1))
+    torch.testing.assert_close(one.tile("a", 3, *area), materialised(pairs)[1][1, 3, 3:31, 5:60])
+    with pytest.raises(ObservationError, match="layer `a` has items 0 to 1, item 2 was asked for"):
+        select_item(seen, 2)
+
+
+def test_words_of_a_trace() -> None:
+    pairs = inputs(batch=2, query_len=5, key_len=7)
+    query, key = axis_from([1] * 5), axis_from([2] * 7)
+    traced = AttentionRecord({"a": second_pass(pairs, Observe(trace=True, heads=(5, 2)))}, query, key)
+    kept = AttentionRecord({"a": second_pass(pairs, Observe(rows="all", heads=(5, 2)))}, query, key)
+    words = [(0, 3), (3, 5)], [(0, 6), (6, 14)]
+    torch.testing.assert_close(traced.over_words(*words)["a"].rows, kept.over_words(*words)["a"].rows)
+    torch.testing.assert_close(traced.over_words(*words).rows("a", 2), kept.over_words(*words).rows("a", 2))
+
+
+def test_views_that_nobody_taught_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "VIEWS", {})
+    seen = random_record(axis_from([1]), axis_from([1]))
+    for view in (seen.alignment, lambda: seen.plot("layers.0")):
+        with pytest.raises(ObservationError, match=r"regard\.lens, which is not loaded; `import regard\.lens` first"):
+            view()

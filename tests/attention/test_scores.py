@@ -4,44 +4,119 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from torch import Tensor
 
-from regard.attention.scores import Additive, Bilinear, Dot, Rotary, ScaledDot, Score
-from regard.errors import ShapeError
+from regard.attention.modifiers import ALiBi, RelativeBias, SoftCap
+from regard.attention.rotary import Rotary
+from regard.attention.scores import Additive, Bilinear, Cosine, Dot, LocationAware, ScaledDot, Score
+from regard.errors import ConfigError
 
 BATCH, HEADS, QUERY_LEN, KEY_LEN, DIM, OTHER = 2, 3, 5, 7, 11, 13
+NUM_FILTERS, WIDTH = 4, 5
 
 
-def normal(*shape: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape) + seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+def located(previous: Tensor, filters: Tensor, location: Tensor) -> Tensor:
+    """U F * previous, one place at a time: [batch, heads, query_len, key_len, head_dim]."""
+    batch, heads, query_len, key_len = previous.shape
+    found = torch.zeros(batch, heads, query_len, key_len, location.shape[-1], dtype=torch.float64)
+    for head in range(heads):
+        taps, out = filters[head % len(filters)], location[head % len(location)]
+        for key in range(key_len):
+            for tap in range(WIDTH):
+                source = key + tap - WIDTH // 2
+                if 0 <= source < key_len:
+                    found[:, head, :, key] += previous[:, head, :, source, None] * (taps[:, tap] @ out)
+    return found
 
 
 def test_scores_are_their_formulas() -> None:
     query, key, wide = normal(BATCH, HEADS, QUERY_LEN, DIM), normal(BATCH, HEADS, KEY_LEN, DIM), normal(2, 3, 7, OTHER)
     matrix, shared = normal(HEADS, DIM, OTHER), normal(1, DIM, OTHER)
     vector, one = normal(HEADS, DIM), normal(1, DIM)
+    heat = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+    filters, location, previous = normal(HEADS, NUM_FILTERS, WIDTH), normal(1, NUM_FILTERS, DIM), normal(2, 3, 5, 7)
     product = torch.einsum("bhqd,bhkd->bhqk", query, key)
-    summed = torch.tanh(query[:, :, :, None] + key[:, :, None])
-    cases: list[tuple[Score, torch.Tensor, torch.Tensor]] = [
+    summed = query[:, :, :, None] + key[:, :, None]
+    cosine = product / query.norm(dim=-1)[..., None] / key.norm(dim=-1)[:, :, None]
+    cases: list[tuple[Score, Tensor, Tensor]] = [
         (Dot(), key, product),
         (ScaledDot(), key, product / math.sqrt(DIM)),
         (ScaledDot(0.3), key, product * 0.3),
         (Bilinear(matrix), wide, torch.einsum("bhqd,hde,bhke->bhqk", query, matrix, wide)),
         (Bilinear(shared), wide, torch.einsum("bhqd,de,bhke->bhqk", query, shared[0], wide)),
-        (Additive(vector), key, torch.einsum("bhqkd,hd->bhqk", summed, vector)),
-        (Additive(one), key, torch.einsum("bhqkd,d->bhqk", summed, one[0])),
+        (Cosine(heat), key, cosine / heat[:, None, None]),
+        (Cosine(heat[:1]), key, cosine / 0.1),
+        (Additive(vector), key, torch.einsum("bhqkd,hd->bhqk", summed.tanh(), vector)),
+        (Additive(one), key, torch.einsum("bhqkd,d->bhqk", summed.tanh(), one[0])),
     ]
+    for taps in (filters, filters[:1]):
+        whole = (summed + located(previous, taps, location)).tanh()
+        aware = LocationAware(vector, taps, location, previous)
+        cases.append((aware, key, torch.einsum("bhqkd,hd->bhqk", whole, vector)))
+        first = (summed[:, :, :1] + located(previous[:, :, :1], taps, location)).tanh()
+        step = LocationAware(vector, taps, location, previous[:, :, :1])
+        torch.testing.assert_close(step.similarity(query[:, :, :1], key), torch.einsum("bhqkd,hd->bhqk", first, vector))
     for score, keys, wanted in cases:
         torch.testing.assert_close(score.similarity(query, keys), wanted)
+        sizes = {"batch": BATCH, "query_len": QUERY_LEN, "key_len": KEY_LEN}
         assert score.check(DIM, keys.shape[-1], heads=HEADS) == []
-        if score.is_dot:
-            turned, scale = score.as_dot(query)
-            torch.testing.assert_close(scale * turned @ keys.transpose(-2, -1), wanted)
-        else:
-            with pytest.raises(TypeError, match="Additive is no product"):
-                score.as_dot(query)
+        assert score.check(DIM, keys.shape[-1], heads=HEADS, **sizes) == []
+        pairs = score.pairs(query, keys)
+        assert (pairs is None) == isinstance(score, Additive | LocationAware)
+        if pairs is not None:
+            torch.testing.assert_close(pairs.of_queries(torch.arange(QUERY_LEN)), wanted)
+
+
+@pytest.mark.parametrize("then", [False, True], ids=["alone", "modified"])
+def test_a_block_of_queries_scores_as_in_the_whole(then: bool) -> None:
+    query, key = normal(BATCH, HEADS, QUERY_LEN, DIM - 1), normal(BATCH, HEADS, KEY_LEN, DIM - 1)
+    previous = normal(BATCH, HEADS, QUERY_LEN, KEY_LEN)
+    score: Score = LocationAware(normal(1, 10), normal(1, NUM_FILTERS, WIDTH), normal(1, NUM_FILTERS, 10), previous)
+    if then:
+        score = score.then(Rotary(), SoftCap(2.0), ALiBi(), RelativeBias(normal(8, HEADS)))
+    whole = score.similarity(query, key)
+    rows = torch.tensor([1, 3])
+    block = score.similarity(query[:, :, rows], key, rows + KEY_LEN - QUERY_LEN)
+    torch.testing.assert_close(block, whole[:, :, rows])
+
+
+def test_gradients_reach_every_parameter() -> None:
+    query, key = normal(1, 2, 3, 4).requires_grad_(), normal(1, 2, 5, 4).requires_grad_()
+    heat, matrix, vector = torch.tensor([0.3, 2.0], dtype=torch.float64), normal(2, 4, 4), normal(2, 4)
+    filters, location, previous = normal(1, 3, 3), normal(2, 3, 4), normal(1, 2, 3, 5)
+    parameters = [parameter.requires_grad_() for parameter in (heat, matrix, vector, filters, location, previous)]
+    heat, matrix, vector, filters, location, previous = parameters
+    scores: list[tuple[Score, list[Tensor]]] = [
+        (ScaledDot(), []),
+        (Bilinear(matrix), [matrix]),
+        (Cosine(heat), [heat]),
+        (Additive(vector), [vector]),
+        (LocationAware(vector, filters, location, previous), [vector, filters, location, previous]),
+    ]
+    for score, learned in scores:
+        inputs = [query, key, *learned]
+        assert torch.autograd.gradcheck(lambda *_, score=score: score.similarity(query, key), inputs)
+        pairs = score.pairs(query, key)
+        if pairs is not None:
+            goal = normal(1, 2, 3, 5, seed=1)
+            found = torch.autograd.grad((pairs.of_queries(torch.arange(3)) * goal).sum(), inputs)
+            wanted = torch.autograd.grad((score.similarity(query, key) * goal).sum(), inputs)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_a_cosine_of_nothing_is_0_in_every_dtype() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        query, key = torch.zeros(1, 1, 2, 4, dtype=dtype), torch.randn(1, 1, 3, 4).to(dtype)
+        scores = Cosine(torch.tensor([0.5])).similarity(query, key)
+        assert scores.dtype == dtype
+        assert not scores.any()
+        itself = Cosine(torch.tensor([0.5])).similarity(key, key).diagonal(dim1=-2, dim2=-1)
+        torch.testing.assert_close(itself, torch.full_like(itself, 2.0), rtol=1e-2, atol=0)
 
 
 def test_a_score_says_what_does_not_fit() -> None:
@@ -54,43 +129,99 @@ def test_a_score_says_what_does_not_fit() -> None:
         "query width 5 and key width 7 differ",
         "Additive.vector has shape (2, 7), expected (3 or 1, 7)",
     ]
+    assert Cosine(normal(2)).check(5, 5, heads=3) == ["Cosine.temperature has shape (2,), expected (3 or 1,)"]
+    assert LocationAware(normal(2, 5), normal(3, 4, 6), normal(1, 4, 5), normal(2, 3, 1)).check(5, 5, heads=3) == [
+        "LocationAware.vector has shape (2, 5), expected (3 or 1, 5)",
+        "LocationAware.filters has shape (3, 4, 6), expected (3 or 1, num_filters, an odd width)",
+        "LocationAware.previous has shape (2, 3, 1), expected (batch, 3, query_len, key_len)",
+    ]
+    aware = LocationAware(normal(1, 5), normal(3, 4, 7), normal(1, 2, 5), normal(2, 3, 2, 7))
+    assert aware.check(5, 5, heads=3, batch=2, query_len=3, key_len=7) == [
+        "LocationAware.location has shape (1, 2, 5), expected (3 or 1, 4, 5)",
+        "LocationAware.previous has shape (2, 3, 2, 7), expected (2, 3, 3, 7)",
+    ]
 
 
-def complex_rotation(vectors: torch.Tensor, positions: torch.Tensor, base: float) -> torch.Tensor:
-    """Su et al. 2021, eq. 13: each pair of channels is a complex number turned by position * theta_i."""
-    half = vectors.shape[-1] // 2
-    theta = torch.tensor([base ** (-2 * i / vectors.shape[-1]) for i in range(half)], dtype=torch.float64)
-    turn = torch.polar(torch.ones((), dtype=torch.float64), positions.double()[..., None] * theta)
-    turned = torch.complex(vectors[..., :half], vectors[..., half:]) * turn
-    return torch.cat([turned.real, turned.imag], -1)
+def test_a_new_score_must_say_how() -> None:
+    with pytest.raises(TypeError, match="Score does not say how to compare"):
+        Score().similarity(normal(1, 1, 1, 1), normal(1, 1, 1, 1))
 
 
-def test_rotary_is_a_rotation_of_complex_numbers() -> None:
-    vectors, positions = normal(2, 3, 5, 14), torch.tensor([0, 1, 7, 100, 100_003])
-    rotary = Rotary(base=500.0)
-    torch.testing.assert_close(rotary.rotate(vectors, positions), complex_rotation(vectors, positions, 500.0))
-    of_rows = torch.stack([positions, positions + 11])
-    wanted = torch.stack([complex_rotation(vectors[row], of_rows[row], 500.0) for row in (0, 1)])
-    torch.testing.assert_close(rotary.rotate(vectors, of_rows), wanted)
-    for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2.0**-8)):
-        rotated = rotary.rotate(vectors.to(dtype), positions)
-        assert rotated.dtype == dtype
-        exact = complex_rotation(vectors.to(dtype).double(), positions, 500.0)
-        assert ((rotated - exact).abs() <= bound * exact.abs().clamp_min(1)).all()
+# -- modified ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
-@given(query=st.integers(0, 5000), key=st.integers(0, 5000), shift=st.integers(0, 5000))
-def test_rotary_products_know_only_the_distance(query: int, key: int, shift: int) -> None:
-    rotary, left, right = Rotary(), normal(1, 1, 1, 10), normal(1, 1, 1, 10) + 1
+def test_modifiers_act_in_their_order() -> None:
+    query, key = normal(BATCH, HEADS, QUERY_LEN, 10), normal(BATCH, HEADS, KEY_LEN, 10)
+    plain = ScaledDot().similarity(query, key)
+    distance = (torch.arange(KEY_LEN)[None] - torch.arange(KEY_LEN - QUERY_LEN, KEY_LEN)[:, None]).abs()
+    bias = -torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)[:, None, None] * distance
+    slopes = ALiBi([1.0, 2.0, 0.5])
+    capped_first = ScaledDot().then(SoftCap(1.5), slopes)
+    torch.testing.assert_close(capped_first.similarity(query, key), 1.5 * torch.tanh(plain / 1.5) + bias)
+    biased_first = ScaledDot().then(slopes).then(SoftCap(1.5))
+    torch.testing.assert_close(biased_first.similarity(query, key), 1.5 * torch.tanh((plain + bias) / 1.5))
+    assert biased_first.modifiers == (slopes, SoftCap(1.5))
 
-    def product(begin: int) -> torch.Tensor:
-        turned = rotary.rotate(left, torch.tensor([query + begin]))
-        return (turned * rotary.rotate(right, torch.tensor([key + begin]))).sum()
 
-    torch.testing.assert_close(product(shift), product(0), rtol=0, atol=1e-9)
+@pytest.mark.parametrize(("query_len", "key_len"), [(5, 7), (7, 7), (9, 7), (1, 7), (5, 1)])
+def test_what_can_be_lowered_is_the_same(query_len: int, key_len: int) -> None:
+    query, key = normal(BATCH, HEADS, query_len, 10), normal(BATCH, HEADS, key_len, 10)
+    table = normal(8, HEADS)
+    for score in (
+        ScaledDot().then(Rotary()),
+        ScaledDot().then(SoftCap(2.0)),
+        Dot().then(ALiBi()),
+        Cosine(normal(1).abs()).then(Rotary(dims=4), SoftCap(0.5), ALiBi(), RelativeBias(table, max_distance=5)),
+        Bilinear(normal(1, 10, 10)).then(RelativeBias(table, bidirectional=False, max_distance=6)),
+    ):
+        pairs = score.pairs(query, key)
+        assert pairs is not None
+        wanted = score.similarity(query, key)
+        torch.testing.assert_close(pairs.of_queries(torch.arange(query_len)), wanted)
 
 
-def test_rotary_wants_an_even_width() -> None:
-    with pytest.raises(ShapeError, match="Rotary: head_dim is 7, expected an even number"):
-        Rotary().rotate(normal(1, 1, 2, 7), torch.arange(2))
+def test_grouped_heads_lower_to_what_each_head_scores() -> None:
+    query, key = normal(BATCH, 6, QUERY_LEN, 10), normal(BATCH, 3, KEY_LEN, 10)
+    score = Cosine(normal(6).abs() + 1).then(Rotary(), SoftCap(0.7), ALiBi())
+    pairs = score.pairs(query, key)
+    assert pairs is not None
+    wanted = score.similarity(query, key.repeat_interleave(2, 1))
+    torch.testing.assert_close(pairs.of_queries(torch.arange(QUERY_LEN)), wanted)
+
+
+def test_what_pairs_cannot_say_is_not_lowered() -> None:
+    query, key = normal(BATCH, HEADS, QUERY_LEN, 10), normal(BATCH, HEADS, KEY_LEN, 10)
+    for score in (
+        Dot().then(ALiBi(), SoftCap(2.0)),
+        Dot().then(SoftCap(2.0), SoftCap(3.0)),
+        Additive(normal(1, 10)).then(ALiBi()),
+    ):
+        assert score.pairs(query, key) is None
+
+
+def test_the_table_learns_through_both_forms() -> None:
+    query, key, table = normal(1, 2, 3, 4), normal(1, 2, 5, 4), normal(8, 2).requires_grad_()
+    score = Dot().then(RelativeBias(table, max_distance=4))
+    goal = normal(1, 2, 3, 5, seed=1)
+    pairs = score.pairs(query, key)
+    assert pairs is not None and pairs.offset_bias is not None
+    assert pairs.offset_bias.requires_grad, "tells a kernel without this gradient that it is wanted"
+    found = torch.autograd.grad((pairs.of_queries(torch.arange(3)) * goal).sum(), table)
+    wanted = torch.autograd.grad((score.similarity(query, key) * goal).sum(), table)
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.gradcheck(lambda _: score.similarity(query, key), table)
+
+
+def test_modifiers_that_do_not_fit_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"then: Rotary turns queries and keys .*; put it before SoftCap"):
+        Dot().then(SoftCap(3.0), Rotary())
+    with pytest.raises(ConfigError, match="then: float was given, expected modifiers such as Rotary"):
+        Dot().then(30.0)  # type: ignore[arg-type]
+    score = Dot().then(Rotary(), ALiBi([1.0, 2.0]), RelativeBias(normal(7, 3)))
+    assert score.check(5, 7, heads=3) == [
+        "query width 5 and key width 7 differ",
+        "Rotary: head_dim is 5, expected an even number",
+        "Rotary: head_dim is 7, expected an even number",
+        "ALiBi.slopes has shape (2,), expected (3,)",
+        "RelativeBias.table has shape (7, 3), expected (num_buckets, 3) with num_buckets even and at least 4",
+    ]

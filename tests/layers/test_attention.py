@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from regard.attention.masks import Causal, Mask, Padding
+from regard.attention.attend import attend
+from regard.attention.distributions import SinkSoftmax
+from regard.attention.masks import Causal, Mask, Padding, Window
+from regard.attention.modifiers import RelativeBias, SoftCap
 from regard.attention.observation import Observe
+from regard.attention.scores import ScaledDot
 from regard.errors import ConfigError
 from regard.layers.attention import AttentionConfig, KeysValues, MultiHeadAttention
 
@@ -118,6 +122,63 @@ def test_rotary_attention_knows_only_distances() -> None:
     assert build(False, rotary_base=10_000.0, dim=36).rotary is None, "cross-attention has no distances"
 
 
+def test_options_are_scores_distributions_and_masks() -> None:
+    """What a configuration names is what `attend` is handed, with gradients to all that is learned."""
+    layer = build(True, window=2, soft_cap=1.5, distance_bias="t5", sink="learned")
+    vectors = normal(BATCH, SOURCE_LEN, DIM)
+    found = run(layer, vectors, None, Padding(LENGTHS))
+    query, (keys, values) = layer.project_self(vectors, 0)
+    attended = attend(
+        query,
+        keys,
+        values,
+        score=ScaledDot().then(SoftCap(1.5), RelativeBias(layer.distance_table)),
+        distribution=SinkSoftmax(layer.sink_logits),
+        mask=Padding(LENGTHS) & Window(2, 2),
+        backend="reference",
+    )
+    torch.testing.assert_close(found, layer.output(attended.output.transpose(1, 2).flatten(2)))
+    found.sum().backward()
+    assert layer.distance_table.shape == (32, HEADS)
+    assert layer.distance_table.grad.any()
+    assert layer.sink_logits.grad.all()
+    seen = layer(query, KeysValues(keys, values), Padding(LENGTHS), Observe(rows="all"))[1].rows
+    assert not seen[:, :, 0, 3:].any(), "beyond the window"
+    assert (seen.sum(-1) < 1.0).all(), "the sink takes its share"
+
+
+@pytest.mark.parametrize("option", [{"distance_bias": "alibi"}, {"distance_bias": "t5"}, {"window": 1}])
+def test_distance_is_of_self_attention(option: dict[str, Any]) -> None:
+    vectors, memory = normal(BATCH, LENGTH, DIM), normal(BATCH, SOURCE_LEN, DIM)
+    ours, plain = build(True, **option), build(True)
+    ours.load_state_dict(plain.state_dict(), strict=False)
+    assert (run(ours, vectors, None, None) - run(plain, vectors, None, None)).abs().max() > 1e-3
+    ours, plain = build(False, DIM, **option), build(False, DIM)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    assert torch.equal(run(ours, vectors, memory, None), run(plain, vectors, memory, None))
+
+
+def test_what_is_learned_about_distances_and_sinks_starts_from_nothing() -> None:
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(DIM, AttentionConfig(HEADS, distance_bias="t5", sink="learned"), is_self=True)
+    assert not layer.distance_table.any()
+    assert not layer.sink_logits.any()
+    off_by_one = MultiHeadAttention(DIM, AttentionConfig(HEADS, sink="off_by_one"), is_self=True)
+    off_by_one.load_state_dict(layer.state_dict(), strict=False)
+    vectors = normal(BATCH, LENGTH, DIM).float()
+    torch.testing.assert_close(run(off_by_one, vectors, None, None), run(layer, vectors, None, None))
+
+
+@pytest.mark.parametrize("option", [{"window": 2}, {"distance_bias": "alibi"}, {"distance_bias": "t5"}])
+def test_a_cache_keeps_distances(option: dict[str, Any]) -> None:
+    layer = build(True, **option)
+    vectors = normal(BATCH, LENGTH, DIM)
+    whole = layer(*layer.project_self(vectors, 0), Causal())[0]
+    _, cache = layer.project_self(vectors[:, :2], 0)
+    query, fresh = layer.project_self(vectors[:, 2:], 2)
+    torch.testing.assert_close(layer(query, cache.followed_by(fresh), Causal())[0], whole[:, 2:])
+
+
 def test_the_cache_grows_and_is_selected() -> None:
     layer = build(True, dim=36, rotary_base=100.0)
     vectors = normal(BATCH, LENGTH, 36)
@@ -163,6 +224,11 @@ def test_initialisation_is_glorots_over_the_stacked_matrix() -> None:
             AttentionConfig(3, rotary_base=100.0, dropout=1.0),
             "attention: rotary positions want an even head_dim, not 11; set head_dim; "
             "dropout is 1.0, expected at least 0 and below 1",
+        ),
+        (
+            AttentionConfig(3, window=-1, soft_cap=0.0),
+            "attention: window is -1, expected at least 0 tokens to each side; "
+            "soft_cap is 0.0, expected a number above 0",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import regard.lens.atomic
+import regard.attention.tensor_file
 from regard.attention.observation import Observation
 from regard.attention.record import WRITERS, AttentionRecord
 from regard.errors import ConfigError, ObservationError
@@ -68,7 +68,7 @@ def test_a_failed_write_destroys_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(regard.lens.atomic.os, "replace", full)
+    monkeypatch.setattr(regard.attention.tensor_file.os, "replace", full)
     with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
         dogs.save(path)
     assert path.read_bytes() == b"before"

@@ -63,6 +63,13 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "one key head, rotary": transformer(
         attention=AttentionConfig(3, kv_heads=1, rotary_base=100.0), embedding=EmbeddingConfig("none")
     ),
+    "window, learned bias of distance, learned sink": transformer(
+        attention=AttentionConfig(3, window=4, distance_bias="t5", sink="learned"), embedding=EmbeddingConfig("none")
+    ),
+    "alibi, soft cap, off by one": transformer(
+        attention=AttentionConfig(3, distance_bias="alibi", soft_cap=2.0, sink="off_by_one"),
+        embedding=EmbeddingConfig("none"),
+    ),
     "gated": transformer(feed_forward=FeedForwardConfig(13, "silu", gated=True), embedding=EmbeddingConfig(norm=True)),
     "additive": recurrent("additive"),
     "dot": recurrent("dot"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -127,6 +128,7 @@ def test_encoder_observations_are_the_softmax_by_hand() -> None:
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(DIM // HEADS)
     padded = torch.arange(SOURCE.shape[1]) >= LENGTHS[:, None, None, None]
     wanted = scores.masked_fill(padded, float("-inf")).softmax(-1)
+    wanted = wanted.masked_fill(padded.transpose(-2, -1), 0.0)  # padding is no query
     torch.testing.assert_close(seen["encoder.layers.0.self"].rows, wanted)
     assert model.encode(SOURCE, LENGTHS)[1] == {}
 
@@ -139,9 +141,46 @@ def test_padded_queries_are_no_part_of_what_a_source_word_receives() -> None:
         _, alone = model.encode(SOURCE[one, :length], LENGTHS[one], Observe(received=True))
         for name, observation in alone.items():
             assert observation.received is not None
+            assert not batched[name].received[one, :, length:].any()
             torch.testing.assert_close(batched[name].received[one, :, :length], observation.received)
             total = torch.full((1, HEADS), float(length), dtype=torch.float64)
             torch.testing.assert_close(batched[name].received[one].sum(-1), total)
+
+
+def test_padded_positions_are_no_queries_whatever_is_asked() -> None:
+    model = build(CONFIGS["grouped heads, learned positions"])
+    asked = Observe(logsumexp=True, entropy=True, max_logit=True, top_k=2, pooled=(2, 3), columns=(0,))
+    _, batched = model.encode(SOURCE, LENGTHS, asked)
+    for item, length in enumerate(LENGTHS.tolist()):
+        one = slice(item, item + 1)
+        _, alone = model.encode(SOURCE[one, :length], LENGTHS[one], replace(asked, pooled=None))
+        for name, observation in alone.items():
+            for statistic, wanted in observation.tensors().items():
+                found = batched[name].tensors()[statistic]
+                if statistic == "column_index":
+                    assert torch.equal(found, wanted)
+                    continue
+                torch.testing.assert_close(found[one, :, :length], wanted)
+                nothing = {"logsumexp": float("-inf"), "max_logit": float("-inf"), "top_index": -1}.get(statistic, 0)
+                assert (found[one, :, length:] == nothing).all()
+            assert batched[name].pooled is not None
+            assert batched[name].pooled[item].sum((-2, -1)).tolist() == pytest.approx([length] * 6)
+    # Who asks for some of the queries alone gets those of them that are real.
+    first = torch.zeros(SOURCE.shape, dtype=torch.bool)
+    first[:, ::2] = True
+    _, some = model.encode(SOURCE, LENGTHS, Observe(received=True, queries=first))
+    mass = some["encoder.layers.0.self"].received.sum(-1)
+    assert mass[:, 0].tolist() == pytest.approx([-(-length // 2) for length in LENGTHS.tolist()])
+
+
+def test_a_decoder_is_told_which_targets_are_real() -> None:
+    model = build(CONFIGS["pre-norm"])
+    state = model.decoder.start(model.encode(SOURCE, LENGTHS)[0])
+    real = torch.arange(TARGET.shape[1]) < torch.tensor([[11], [4], [7]])
+    seen = model.decoder.advance(state, TARGET, Observe(received=True, entropy=True, queries=real))[0].attention
+    for observation in seen.values():
+        torch.testing.assert_close(observation.received.sum(-1)[:, 0], real.sum(-1).double())
+        assert not observation.entropy[1, :, 4:].any()
 
 
 def test_tied_matrices_are_counted_once() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regard.data.batches import Batch, BatchStream
 from regard.data.corpus import Corpus, prepare, sha256_of_files
@@ -125,6 +125,7 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
         seed=recipe.seed,
         keep_best=lambda trained: translator(trained).save(folder / "model", model_card(config, None)),
         watcher=watcher,
+        real_queries=real_queries,
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     began = time.monotonic()
@@ -176,6 +177,11 @@ def objective(label_smoothing: float) -> Any:
         return cross_entropy(hidden.float()[real], head, targets[real], smoothing=label_smoothing, dtype=dtype)
 
     return loss
+
+
+def real_queries(batch: Batch) -> dict[str, Tensor]:
+    """Which positions are no padding, by the part of the model that asks with them; both bool [batch, length]."""
+    return {"encoder": batch.source.ids != Tokenizer.PAD, "decoder": batch.target_outputs != Tokenizer.PAD}
 
 
 def validation_scores(

@@ -1,0 +1,1 @@
+"""How a call of attention is computed: fused kernels, a block of queries at a time, or materialised."""

@@ -1,0 +1,45 @@
+"""The reference: scores and weights of all pairs, materialised."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from regard.attention.backends.call import Attended, Call
+from regard.attention.observation import Observation, observe_materialised
+
+
+class Reference:
+    """Any dtype up to float64, every score, distribution, mask and statistic; the oracle of the others.
+
+    Everything between the inputs and the output is float32 at least, autocast or not.
+    """
+
+    def refuses(self, call: Call) -> str | None:
+        return None
+
+    def declines(self, call: Call) -> str | None:
+        return None
+
+    def run(self, call: Call) -> Attended:
+        dtype = torch.promote_types(call.query.dtype, torch.float32)
+        with call.exact():
+            query, key, value = call.query.to(dtype), call.key.to(dtype), call.value.to(dtype)
+            if call.group > 1:
+                key, value = (kept.repeat_interleave(call.group, dim=1) for kept in (key, value))
+            scores = call.score.similarity(query, key)
+            allowed = None if call.mask is None else call.mask.dense(call.query_len, call.key_len, query.device)
+            weights, logsumexp = call.distribution.weights(scores, allowed)
+            observation = Observation()
+            if call.observe is not None:
+                observation = observe_materialised(
+                    call.observe,
+                    scores,
+                    weights,
+                    logsumexp,
+                    allowed,
+                    sink=call.distribution.sink(call.heads, scores),
+                    pairs=call.masked_pairs if call.observe.trace else None,
+                )
+            dropped = F.dropout(weights, call.dropout) if call.dropout > 0 else weights
+            return Attended((dropped @ value).to(call.value.dtype), observation)

@@ -1,0 +1,104 @@
+"""Whose attention a call is: the module that made it, found on the call stack, and its name in the model.
+
+A hook would know which module runs, but not which one calls `read` or another method that is no forward, nor what was
+passed by keyword. The call stack knows both; it is only read.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+ROOT = "attention"  # the name of attention that the observed module computes itself, not in a module of its own
+POSITIONAL = ("pos", "mask", "bias", "rel", "cos", "sin", "rotary")  # inputs that are no sequence of vectors
+
+
+class Caller(NamedTuple):
+    """module: the model's innermost module on the call stack; name: the layer's; one_sequence: whether its forward was
+    given a single sequence of vectors, which makes the call self-attention."""
+
+    module: nn.Module
+    name: str
+    one_sequence: bool
+
+
+class Names:
+    """The names of a model's attention layers: the paths of its modules.
+
+    Of regard's own models "..._attention" is shortened ("encoder.layers.0.self"); a module that attends outside any
+    forward says its layer's name itself, in `attention_name`, relative to its own path.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._paths: dict[int, str] = {}
+        self._modules: dict[int, nn.Module] = {}  # keeps ids from being reused while they are looked up
+        self._read()
+
+    def _read(self) -> None:
+        for path, module in self._model.named_modules():
+            self._paths.setdefault(id(module), path)
+            self._modules.setdefault(id(module), module)
+
+    def __contains__(self, module: object) -> bool:
+        return id(module) in self._paths
+
+    def of(self, module: nn.Module) -> str:
+        """The layer's name; `module` belongs to the model."""
+        path = self._paths[id(module)]
+        own = getattr(module, "attention_name", None)
+        if isinstance(own, str):
+            return f"{path}.{own}" if path else own
+        if type(module).__module__.startswith("regard."):
+            path = path.removesuffix("_attention")
+        return path or ROOT
+
+    def all(self) -> list[str]:
+        """What every module's layer would be called."""
+        return [self.of(module) for module in self._modules.values()]
+
+    def caller(self) -> Caller | None:
+        """Of the call that is being looked at; None where no module of the model is on the stack."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            module = _self_of(frame)
+            if module is not None and id(module) in self._paths:
+                return Caller(module, self.of(module), _one_sequence(frame, module))
+            frame = frame.f_back
+        return None
+
+
+def _self_of(frame: FrameType) -> nn.Module | None:
+    code = frame.f_code
+    if not code.co_argcount or code.co_varnames[0] != "self":
+        return None
+    owner = frame.f_locals.get("self")
+    return owner if isinstance(owner, nn.Module) else None
+
+
+def _one_sequence(frame: FrameType, module: nn.Module) -> bool:
+    """Whether the module's forward, this frame or one above it, received exactly one sequence of vectors."""
+    if getattr(module, "is_cross_attention", False) is True or getattr(module, "is_self", None) is False:
+        return False
+    above: FrameType | None = frame
+    while above is not None and (above is frame or _self_of(above) in (None, module)):
+        if above.f_code.co_name == "forward" and _self_of(above) is module:
+            return len({id(tensor) for tensor in _sequences(above.f_code, above.f_locals)}) == 1
+        above = above.f_back
+    return False
+
+
+def _sequences(code: CodeType, values: dict[str, Any]) -> list[Tensor]:
+    """The arguments that are [batch, length, width], without positions, masks and biases, known by their names."""
+    arguments = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+    return [
+        value
+        for name in arguments
+        if isinstance(value := values.get(name), Tensor)
+        and value.ndim == 3
+        and value.is_floating_point()
+        and not any(part in name for part in POSITIONAL)
+    ]
