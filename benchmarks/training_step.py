@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.attention import attend as attend_module
+from regard.attention.backends import kernels
 from regard.inputs.embeddings import EmbeddingConfig
 from regard.layers import dropout as dropout_module
 from regard.layers.attention import AttentionConfig
@@ -32,6 +32,7 @@ from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.training.objective import cross_entropy
 
 VOCAB, SENTENCES, LONGEST = 6_000, 240, 17
+SIDES = ("query", "key", "value")
 
 
 class Step:
@@ -87,18 +88,16 @@ def torch_dropout() -> Iterator[None]:
 @contextmanager
 def narrow_attention() -> Iterator[None]:
     """Within the context attention keeps bfloat16 in training."""
-    original = attend_module.F.scaled_dot_product_attention
+    original = kernels.CpuFlash.forward
 
-    def narrow(query: Tensor, key: Tensor, value: Tensor, *rest: object, **options: object) -> Tensor:
-        query, key, value = (one.bfloat16() for one in (query, key, value))
-        result: Tensor = original(query, key, value, *rest, **options)
-        return result
+    def narrow(self: kernels.CpuFlash, inputs: kernels.Inputs) -> tuple[Tensor, Tensor]:
+        return original(self, inputs._replace(**{name: getattr(inputs, name).bfloat16() for name in SIDES}))
 
-    attend_module.F.scaled_dot_product_attention = narrow
+    kernels.CpuFlash.forward = narrow  # type: ignore[method-assign]
     try:
         yield
     finally:
-        attend_module.F.scaled_dot_product_attention = original
+        kernels.CpuFlash.forward = original  # type: ignore[method-assign]
 
 
 def seconds(run: Callable[[], None]) -> float:

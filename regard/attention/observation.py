@@ -36,6 +36,8 @@ class Observe:
     heads: only these query heads; all unless given.
     queries: bool [batch, query_len], which queries are real: the others count nowhere, and their own entries are those
         of a query that may attend to nothing.
+
+    Raises: ObservationError, naming every field that is of the wrong kind.
     """
 
     logsumexp: bool = False
@@ -50,6 +52,11 @@ class Observe:
     trace: bool = False
     heads: tuple[int, ...] | None = None
     queries: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        problems = _misunderstood(self)
+        if problems:
+            raise ObservationError("; ".join(problems))
 
     def __bool__(self) -> bool:
         wanted = (self.logsumexp, self.entropy, self.max_logit, self.received is not False, self.sink_mass, self.top_k)
@@ -107,24 +114,14 @@ def problems_of(request: Observe, batch: int, heads: int, query_len: int, key_le
     problems = []
     for name, bound, what in (("rows", query_len, "queries"), ("columns", key_len, "keys"), ("heads", heads, "heads")):
         chosen = getattr(request, name)
-        if chosen is None or (name == "rows" and chosen == "all"):
+        if chosen is None or chosen == "all":
             continue
-        if isinstance(chosen, str) or not all(_is_integer(index) for index in chosen):
-            wanted = "their indices, or 'all'" if name == "rows" else "their indices"
-            problems.append(f"observe.{name} is {chosen!r}, expected {wanted}")
-        elif outside := [index for index in chosen if not -bound <= index < bound]:
+        if outside := [index for index in chosen if not -bound <= index < bound]:
             problems.append(f"observe.{name}: {outside} asked for, but there are {bound} {what}; ask within them")
     per_query = {(batch, query_len), (1, query_len)}
     if isinstance(request.received, Tensor) and tuple(request.received.shape) not in per_query:
         shape = tuple(request.received.shape)
         problems.append(f"observe.received has weights of shape {shape}, expected ({batch}, {query_len}): one a query")
-    for name in ("sink_mass", "top_k"):
-        count = getattr(request, name)
-        if not _is_integer(count) or count < 0:
-            problems.append(f"observe.{name} is {count!r}, expected a number of keys, 0 for none")
-    grid = request.pooled
-    if grid is not None and not (len(grid) == 2 and all(_is_integer(side) and side > 0 for side in grid)):
-        problems.append(f"observe.pooled is {grid!r}, expected (grid rows, grid columns), each at least 1")
     if request.queries is not None:
         shape, dtype = tuple(request.queries.shape), request.queries.dtype
         if shape not in per_query or dtype != torch.bool:
@@ -132,6 +129,37 @@ def problems_of(request: Observe, batch: int, heads: int, query_len: int, key_le
                 f"observe.queries is {dtype} of shape {shape}, expected torch.bool of ({batch}, {query_len}): "
                 "which queries are real"
             )
+    return problems
+
+
+def _misunderstood(request: Observe) -> list[str]:
+    """Every field of a request that is of the wrong kind, whatever call it is made of."""
+    problems = []
+    for name in ("logsumexp", "entropy", "max_logit", "trace"):
+        if not isinstance(getattr(request, name), bool):
+            problems.append(f"observe.{name} is {getattr(request, name)!r}, expected True or False")
+    if not isinstance(request.received, bool | Tensor):
+        told = type(request.received).__name__
+        problems.append(f"observe.received is {told}, expected True, or a tensor of weights [batch, query_len]")
+    for name in ("sink_mass", "top_k"):
+        count = getattr(request, name)
+        if not _is_integer(count) or count < 0:
+            problems.append(f"observe.{name} is {count!r}, expected a number of keys, 0 for none")
+    for name in ("rows", "columns", "heads"):
+        chosen = getattr(request, name)
+        if chosen is None or (name == "rows" and chosen == "all"):
+            continue
+        if not isinstance(chosen, tuple | list | range) or not all(map(_is_integer, chosen)):
+            wanted = "their indices, or 'all'" if name == "rows" else "their indices"
+            problems.append(f"observe.{name} is {chosen!r}, expected {wanted}")
+    grid = request.pooled
+    if grid is not None:
+        sides = grid if isinstance(grid, tuple | list) else ()
+        if len(sides) != 2 or not all(_is_integer(side) and side > 0 for side in sides):
+            problems.append(f"observe.pooled is {grid!r}, expected (grid rows, grid columns), each at least 1")
+    if request.queries is not None and not isinstance(request.queries, Tensor):
+        told = type(request.queries).__name__
+        problems.append(f"observe.queries is {told}, expected a bool tensor [batch, query_len]: which queries are real")
     return problems
 
 

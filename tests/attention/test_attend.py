@@ -425,9 +425,6 @@ def test_every_statistic_that_is_not_there_is_told_at_once() -> None:
                 rows=(0, 5),
                 columns=(-8,),
                 heads=(6, 1),
-                top_k=-1,
-                sink_mass=1.5,  # type: ignore[arg-type]
-                pooled=(0, 2),
                 received=torch.ones(2, 4),
                 queries=torch.ones(2, 5),
             ),
@@ -437,17 +434,14 @@ def test_every_statistic_that_is_not_there_is_told_at_once() -> None:
         "observe.columns: [-8] asked for, but there are 7 keys; ask within them; "
         "observe.heads: [6] asked for, but there are 6 heads; ask within them; "
         "observe.received has weights of shape (2, 4), expected (2, 5): one a query; "
-        "observe.sink_mass is 1.5, expected a number of keys, 0 for none; "
-        "observe.top_k is -1, expected a number of keys, 0 for none; "
-        "observe.pooled is (0, 2), expected (grid rows, grid columns), each at least 1; "
         "observe.queries is torch.float32 of shape (2, 5), expected torch.bool of (2, 5): which queries are real; "
         "observe.logsumexp: Sparsemax weights have none; ask for rows instead; "
         "observe.trace: Sparsemax weights are not recomputed from a logsumexp; ask for rows instead"
     )
     with pytest.raises(ObservationError) as caught:
-        attend(query, key, value, score=Additive(normal(1, DIM)), observe=Observe(trace=True, rows="some"))  # type: ignore[arg-type]
+        attend(query, key, value, score=Additive(normal(1, DIM)), observe=Observe(trace=True, columns=(7,)))
     assert str(caught.value) == (
-        "attend: observe.rows is 'some', expected their indices, or 'all'; "
+        "attend: observe.columns: [7] asked for, but there are 7 keys; ask within them; "
         "observe.trace: Additive makes no products that could be kept; ask for rows instead"
     )
     # What does not fit is told together with what cannot be observed.

@@ -158,3 +158,30 @@ def test_an_observation_is_equal_to_itself_alone_and_shown_by_its_shapes() -> No
     assert len({one, other}) == 2
     assert repr(one) == "Observation(entropy=[2, 3, 5], rows=[2, 3, 1, 7])"
     assert repr(Observation()) == "Observation()"
+
+
+def test_a_request_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ObservationError) as caught:
+        Observe(
+            entropy="yes",  # type: ignore[arg-type]
+            received=[1.0],  # type: ignore[arg-type]
+            sink_mass=1.5,  # type: ignore[arg-type]
+            top_k=-1,
+            rows=3,  # type: ignore[arg-type]
+            columns="all",  # type: ignore[arg-type]
+            heads=(True,),
+            pooled=4,  # type: ignore[arg-type]
+            queries=[True],  # type: ignore[arg-type]
+        )
+    assert str(caught.value) == (
+        "observe.entropy is 'yes', expected True or False; "
+        "observe.received is list, expected True, or a tensor of weights [batch, query_len]; "
+        "observe.sink_mass is 1.5, expected a number of keys, 0 for none; "
+        "observe.top_k is -1, expected a number of keys, 0 for none; "
+        "observe.rows is 3, expected their indices, or 'all'; "
+        "observe.columns is 'all', expected their indices; "
+        "observe.heads is (True,), expected their indices; "
+        "observe.pooled is 4, expected (grid rows, grid columns), each at least 1; "
+        "observe.queries is list, expected a bool tensor [batch, query_len]: which queries are real"
+    )
+    assert Observe(rows=[0, 1], columns=range(2), pooled=[2, 3])
