@@ -156,6 +156,8 @@ def _checked(
             problems.append(f"kv_heads: key {key.shape[1]}, value {value.shape[1]}")
         if key.shape[1] == 0 or query.shape[1] % max(key.shape[1], 1):
             problems.append(f"heads: {query.shape[1]} query heads are no multiple of {key.shape[1]} key heads")
+        if query.shape[3] == 0:
+            problems.append("head_dim is 0, expected at least 1")
         if key.shape[2] != value.shape[2]:
             problems.append(f"key_len: key {key.shape[2]}, value {value.shape[2]}")
         batch, heads, query_len, key_len = query.shape[0], query.shape[1], query.shape[2], key.shape[2]

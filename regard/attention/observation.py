@@ -73,8 +73,8 @@ class Observation:
 
     logsumexp, entropy, max_logit, sink_mass: [batch, heads, query_len]
     received: [batch, heads, key_len]
-    top_weights, top_index: [batch, heads, query_len, top_k], largest first; where a query may attend to fewer keys the
-        rest have weight 0 and index -1
+    top_weights, top_index: [batch, heads, query_len, top_k], largest first, equal ones in any order; where a query may
+        attend to fewer keys the rest have weight 0 and index -1
     rows: [batch, heads, num_rows, key_len]; row_index: [num_rows], the queries that the rows belong to
     columns: [batch, heads, query_len, num_columns]; column_index: [num_columns], the keys that they belong to
     pooled: [batch, heads, grid rows, grid columns]; cell (r, c) holds the mass from the queries i with
@@ -137,30 +137,37 @@ def _misunderstood(request: Observe) -> list[str]:
     problems = []
     for name in ("logsumexp", "entropy", "max_logit", "trace"):
         if not isinstance(getattr(request, name), bool):
-            problems.append(f"observe.{name} is {getattr(request, name)!r}, expected True or False")
+            problems.append(f"observe.{name} is {_told(getattr(request, name))}, expected True or False")
     if not isinstance(request.received, bool | Tensor):
         told = type(request.received).__name__
         problems.append(f"observe.received is {told}, expected True, or a tensor of weights [batch, query_len]")
     for name in ("sink_mass", "top_k"):
         count = getattr(request, name)
         if not _is_integer(count) or count < 0:
-            problems.append(f"observe.{name} is {count!r}, expected a number of keys, 0 for none")
+            problems.append(f"observe.{name} is {_told(count)}, expected a number of keys, 0 for none")
     for name in ("rows", "columns", "heads"):
         chosen = getattr(request, name)
         if chosen is None or (name == "rows" and chosen == "all"):
             continue
         if not isinstance(chosen, tuple | list | range) or not all(map(_is_integer, chosen)):
             wanted = "their indices, or 'all'" if name == "rows" else "their indices"
-            problems.append(f"observe.{name} is {chosen!r}, expected {wanted}")
+            problems.append(f"observe.{name} is {_told(chosen)}, expected {wanted}")
+        elif name == "heads" and not chosen:
+            problems.append("observe.heads names none; leave it out for all heads")
     grid = request.pooled
     if grid is not None:
         sides = grid if isinstance(grid, tuple | list) else ()
         if len(sides) != 2 or not all(_is_integer(side) and side > 0 for side in sides):
-            problems.append(f"observe.pooled is {grid!r}, expected (grid rows, grid columns), each at least 1")
+            problems.append(f"observe.pooled is {_told(grid)}, expected (grid rows, grid columns), each at least 1")
     if request.queries is not None and not isinstance(request.queries, Tensor):
         told = type(request.queries).__name__
         problems.append(f"observe.queries is {told}, expected a bool tensor [batch, query_len]: which queries are real")
     return problems
+
+
+def _told(value: object) -> str:
+    """A value in one line."""
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _is_integer(value: object) -> bool:

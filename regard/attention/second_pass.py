@@ -9,6 +9,7 @@ which are computed apart.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -55,14 +56,16 @@ def second_pass(pairs: PairScores, request: Observe, logsumexp: Tensor | None = 
         head_index = torch.tensor(request.heads, dtype=torch.int64, device=pairs.query.device) % pairs.heads
         pairs = pairs.select_heads(head_index)
         logsumexp = None if logsumexp is None else logsumexp[:, head_index]
-    wanted = _wanted(request, pairs)
-    detached = pairs.detach()
-    with torch.no_grad():
-        found = _op(detached, None if logsumexp is None else logsumexp.detach(), wanted)
     rows = row_index = None
     if request.rows is not None:
         row_index = observe_rows(request, pairs.query_len, pairs.query.device)
         rows = _rows(pairs, row_index)
+        if not replace(request, rows=None):  # rows alone need no pass over all pairs
+            return Observation(rows=rows, row_index=row_index, head_index=head_index)
+    wanted = _wanted(request, pairs)
+    detached = pairs.detach()
+    with torch.no_grad():
+        found = _op(detached, None if logsumexp is None else logsumexp.detach(), wanted)
     return Observation(
         logsumexp=found.logsumexp if request.logsumexp or request.trace else None,
         entropy=found.entropy.clamp(min=0.0) if request.entropy else None,  # rounding may leave -1e-8 of a sure row
@@ -73,7 +76,7 @@ def second_pass(pairs: PairScores, request: Observe, logsumexp: Tensor | None = 
         top_index=found.top_index if request.top_k else None,
         rows=rows,
         row_index=row_index,
-        columns=found.columns if request.columns is not None else None,
+        columns=None if wanted.columns is None else found.columns.view(*found.logsumexp.shape, len(wanted.columns)),
         column_index=wanted.columns,
         pooled=found.pooled if request.pooled is not None else None,
         head_index=head_index,

@@ -88,7 +88,7 @@ def choose(
     if ranges is not None:
         places = ranges + item * ranges_item + (rows[:, None] * num_ranges + tiles // num_tiles) * 2
         begins = tl.load(places)
-        ends = tl.load(places + 1)
+        ends = tl.minimum(tl.load(places + 1), key_len)
     else:
         begins = tl.zeros_like(groups)
         ends = begins + key_len

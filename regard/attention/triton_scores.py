@@ -76,7 +76,7 @@ def span_of(ranges, rows, real, index, num_ranges, key_len, BLOCK_K: tl.constexp
     else:
         place = ranges + (rows * num_ranges + index) * 2
         begins = tl.load(place)
-        ends = tl.load(place + 1)
+        ends = tl.minimum(tl.load(place + 1), key_len)
         used = real & (begins < ends)
         first = tl.min(tl.where(used, begins, key_len), 0) // BLOCK_K * BLOCK_K
         last = (tl.max(tl.where(used, ends, 0), 0) + BLOCK_K - 1) // BLOCK_K * BLOCK_K

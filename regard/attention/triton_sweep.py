@@ -211,7 +211,7 @@ def sweep(
             sink_score = tl.load(sink + head).to(tl.float32) * LOG2_E
             higher = tl.maximum(reference, sink_score)
             total = total * tl.exp2(reference - higher) + tl.exp2(sink_score - higher)
-        log_total = tl.where(higher > NOTHING, higher + tl.log2(total), 0.0)
+        log_total = tl.where(higher > NOTHING, higher + tl.log2(tl.where(total > 0, total, 1.0)), 0.0)
     log_total = tl.where(real, log_total, 1e30)  # rows beyond the last query weigh nothing
 
     # -- what is summed over all pairs

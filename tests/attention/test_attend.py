@@ -471,3 +471,9 @@ def test_a_function_mode_sees_attention_as_one_call() -> None:
     assert calls.seen[0]["backend"] == "fused"
     assert torch.equal(found.output, wanted)
     assert found.observation.entropy is not None
+
+
+def test_heads_without_width_are_refused() -> None:
+    query, key, value = inputs()
+    with pytest.raises(ShapeError, match="head_dim is 0, expected at least 1"):
+        attend(query[..., :0], key[..., :0], value)

@@ -184,4 +184,7 @@ def test_a_request_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
         "observe.pooled is 4, expected (grid rows, grid columns), each at least 1; "
         "observe.queries is list, expected a bool tensor [batch, query_len]: which queries are real"
     )
+    with pytest.raises(ObservationError, match=r"observe\.rows is a tensor of shape \(30, 30\), .*heads names none"):
+        Observe(rows=torch.zeros(30, 30), heads=())  # type: ignore[arg-type]
     assert Observe(rows=[0, 1], columns=range(2), pooled=[2, 3])
+    assert attend(*inputs(), observe=Observe(columns=())).observation.columns.shape == (BATCH, HEADS, QUERY_LEN, 0)
