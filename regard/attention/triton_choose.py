@@ -126,7 +126,7 @@ def choose(
     log_total = tl.load(logsumexp + of_rows) * LOG2_E
     log_total = tl.where(tl.abs(log_total) < 1e30, log_total, 0.0)
     weights = tl.where(inside, tl.exp2(scores - log_total[:, None]), 0.0)
-    # Positive numbers are in the order of their bits, and whole numbers have a reduction of their own.
+    # Positive numbers are in the order of their bits; equal ones are taken from the first key on.
     order = tl.where(weights > 0, weights, 0.0).to(tl.int32, bitcast=True)
     for rank in range(top_k):
         largest = tl.max(order, 1)

@@ -160,6 +160,7 @@ def prepare_interpreter() -> None:
         if names not in patched:
             patched[names] = patch(function)
             patched[names].restore = lambda: None
+            tl.tensor.__index__ = lambda self: self.handle.data.item()  # triton 3.6's own fails with numpy 2.4
         return patched[names]
 
     interpreter.InterpreterBuilder.create_dot = create_dot
