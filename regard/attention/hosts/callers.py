@@ -7,18 +7,29 @@ passed by keyword. The call stack knows both; it is only read.
 from __future__ import annotations
 
 import sys
+from inspect import CO_VARARGS, CO_VARKEYWORDS
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 ROOT = "attention"  # the name of attention that the observed module computes itself, not in a module of its own
-POSITIONAL = ("pos", "mask", "bias", "rel", "cos", "sin", "rotary")  # inputs that are no sequence of vectors
+# What arguments that are no sequence of vectors to attend to are called: positions, masks, biases and caches.
+_NAMES = (
+    "position_ids positions position position_embeddings position_embedding pos_embed pos_emb pos position_bias "
+    "cache_position query_pos rotary_pos_emb rotary_emb rotary_embeddings freqs_cis freqs cos sin "
+    "relative_position relative_positions relative_position_bias relative_pos rel_pos rel_pos_bias rel_bias "
+    "attention_bias attn_bias bias alibi mask masks attention_mask attn_mask self_attn_mask causal_mask "
+    "padding_mask key_padding_mask src_mask tgt_mask src_key_padding_mask tgt_key_padding_mask "
+    "encoder_attention_mask head_mask layer_head_mask output_attentions past_key_value past_key_values layer_past"
+)
+NO_SEQUENCES = frozenset(_NAMES.split())
 
 
 class Caller(NamedTuple):
     """module: the model's innermost module on the call stack; name: the layer's; one_sequence: whether its forward was
-    given a single sequence of vectors, which makes the call self-attention."""
+    certainly given a single sequence of vectors, which makes the call self-attention."""
 
     module: nn.Module
     name: str
@@ -80,25 +91,43 @@ def _self_of(frame: FrameType) -> nn.Module | None:
 
 
 def _one_sequence(frame: FrameType, module: nn.Module) -> bool:
-    """Whether the module's forward, this frame or one above it, received exactly one sequence of vectors."""
+    """Whether the module's forward, this frame or one above it, certainly received one sequence of vectors alone."""
     if getattr(module, "is_cross_attention", False) is True or getattr(module, "is_self", None) is False:
         return False
     above: FrameType | None = frame
     while above is not None and (above is frame or _self_of(above) in (None, module)):
         if above.f_code.co_name == "forward" and _self_of(above) is module:
-            return len({id(tensor) for tensor in _sequences(above.f_code, above.f_locals)}) == 1
+            return _only_one(_arguments(above.f_code, above.f_locals))
         above = above.f_back
     return False
 
 
-def _sequences(code: CodeType, values: dict[str, Any]) -> list[Tensor]:
-    """The arguments that are [batch, length, width], without positions, masks and biases, known by their names."""
-    arguments = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
-    return [
-        value
-        for name in arguments
-        if isinstance(value := values.get(name), Tensor)
-        and value.ndim == 3
-        and value.is_floating_point()
-        and not any(part in name for part in POSITIONAL)
-    ]
+def _arguments(code: CodeType, values: dict[str, Any]) -> dict[str, Any]:
+    """What a function was given, by name, as its variables stand now; of `*args` and `**kwargs` each one by itself.
+
+    A variable that has been deleted is there as an object of unknown kind.
+    """
+    count = code.co_argcount + code.co_kwonlyargcount
+    given = {name: values.get(name, ...) for name in code.co_varnames[1:count]}
+    if code.co_flags & CO_VARARGS:
+        rest = values.get(code.co_varnames[count], ...)
+        given |= {f"*{i}": value for i, value in enumerate(rest)} if isinstance(rest, tuple) else {"*": ...}
+        count += 1
+    if code.co_flags & CO_VARKEYWORDS:
+        named = values.get(code.co_varnames[count], ...)
+        given |= named if isinstance(named, dict) else {"**": ...}
+    return given
+
+
+def _only_one(given: dict[str, Any]) -> bool:
+    """Whether there is certainly one sequence of vectors, [batch, length, width], and nothing else to attend to."""
+    found = set()
+    for name, value in given.items():
+        if name in NO_SEQUENCES or value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
+            continue
+        if isinstance(value, Tensor) and (value.ndim == 0 or not (value.is_floating_point() or value.is_complex())):
+            continue
+        if not isinstance(value, Tensor) or value.ndim != 3:
+            return False
+        found.add(id(value))
+    return len(found) == 1

@@ -7,6 +7,7 @@ pass a sweep over the scores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ KERNELS: dict[str, tuple[str, int]] = {
     "aten::_scaled_dot_product_fused_attention_overrideable": ("torch fused (device's own)", 1),
     "aten::_native_multi_head_attention": ("torch fast path", -1),
 }
+ENCODER_LAYER = "aten::_transformer_encoder_layer_fwd"  # the fast path of a whole layer
+SOFTMAXES = ("aten::_softmax", "aten::softmax.int", "aten::_safe_softmax")
 WHOLE = torch.ops.aten.scaled_dot_product_attention.default
 
 
@@ -31,10 +34,12 @@ class KernelCapture(TorchDispatchMode):
 
     backend: its name, None where none ran (torch materialised the weights).
     logsumexp: [batch, heads, query_len] as the kernel returned it, or None.
+    on_attention: called with the name of every operator that attends, or takes a softmax as over keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_attention: Callable[[str], None] | None = None) -> None:
         super().__init__()
+        self._on_attention = on_attention
         self.backend: str | None = None
         self.logsumexp: Tensor | None = None
 
@@ -50,6 +55,8 @@ class KernelCapture(TorchDispatchMode):
         if func.name() in KERNELS:
             self.backend, place = KERNELS[func.name()]
             self.logsumexp = result[place] if place >= 0 else None
+        if self._on_attention is not None and _attends(func.name(), args):
+            self._on_attention(func.name())
         return result
 
     def logsumexp_of(self, batch: int, heads: int, query_len: int) -> Tensor | None:
@@ -58,6 +65,12 @@ class KernelCapture(TorchDispatchMode):
         if found is None or found.ndim < 3 or found.shape[:2] != (batch, heads) or found.shape[2] < query_len:
             return None
         return found.detach().flatten(2)[:, :, :query_len]
+
+
+def _attends(name: str, args: tuple[Any, ...]) -> bool:
+    if name in SOFTMAXES:
+        return args[0].ndim >= 4 and args[1] in (-1, args[0].ndim - 1)
+    return name in KERNELS or name == ENCODER_LAYER
 
 
 def backend_of(capture: KernelCapture, dropout: float) -> str:

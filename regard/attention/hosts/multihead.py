@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from regard.attention.hosts.capture import KernelCapture, backend_of
 from regard.attention.hosts.masks_of import with_mask
+from regard.attention.hosts.running import is_torchs
 from regard.attention.hosts.sdpa import causal, refuse_wrapped
 from regard.attention.observation import Observe
 from regard.attention.pair_scores import PairScores
@@ -97,26 +99,25 @@ class Multihead:
 def look_at_module(observer: Observer, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Looks at a module of torch's that has ended; every other module is left alone."""
     module = run.module
-    if isinstance(module, nn.MultiheadAttention) and _is_torchs(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention) and is_torchs(module, nn.MultiheadAttention):
         given = _Given(*args, **kwargs)
         name = observer.names.of(module)
         request = observer.wanted(name)
         run.attended = True
         if request is not None and run.capture is not None:
             fast = run.capture.backend == FAST_PATH
-            call = _of_module(module, given, fast=fast)
+            with observer.explained(name):
+                call = _of_module(module, given, fast=fast)
             backend = _backend(run.capture, given.need_weights, module.dropout if module.training else 0.0)
             _look(observer, name, request, call, run.capture, backend)
-    elif isinstance(module, nn.TransformerEncoderLayer) and _is_torchs(module, nn.TransformerEncoderLayer):
-        if run.attended:
-            return
-        # Its attention module did not run: the whole layer went through the fast path.
+    elif isinstance(module, nn.TransformerEncoderLayer) and run.whole:
         _look_at_fast_layer(observer, module, *args, **kwargs)
         run.attended = True
 
 
 def look_at_function(observer: Observer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs a call of `F.multi_head_attention_forward` as it is, and looks at it."""
+    observer.running.refuse_unhooked()
     caller = observer.names.caller()
     request = None if caller is None else observer.wanted(caller.name)
     if request is None or caller is None:
@@ -146,6 +147,7 @@ class _Given:
 
 
 def _of_module(module: nn.MultiheadAttention, given: _Given, *, fast: bool) -> Multihead:
+    _refuse_parametrized(module, ("in_proj_weight", "q_proj_weight", "k_proj_weight", "in_proj_bias", "bias_k"))
     own = given.query is given.key
     query, key = given.query, given.key
     padding = given.key_padding_mask
@@ -207,6 +209,16 @@ def _of_function(given: dict[str, Any]) -> Multihead:
     )
 
 
+def _refuse_parametrized(module: nn.Module, names: tuple[str, ...]) -> None:
+    """Raises: ObservationError where reading a parameter computes it anew, which may draw numbers or change buffers."""
+    found = [name for name in names if is_parametrized(module, name)]
+    if found:
+        raise ObservationError(
+            f"observe: `{found[0]}` of {type(module).__name__} is parametrized, and reading it again would compute it "
+            "anew; call torch.nn.utils.parametrize.remove_parametrizations first, or choose other layers with `layers`"
+        )
+
+
 def _of_query_and_key(packed: Tensor) -> tuple[Tensor, Tensor]:
     query, key, _ = packed.chunk(3)
     return query, key
@@ -233,9 +245,13 @@ def _look_at_fast_layer(
     capture = KernelCapture()
     capture.backend = FAST_PATH
     norm = layer.norm1
+    if layer.norm_first:
+        _refuse_parametrized(norm, ("weight", "bias"))
     vectors = F.layer_norm(src, norm.normalized_shape, norm.weight, norm.bias, norm.eps) if layer.norm_first else src
     given = _Given(vectors, vectors, vectors, src_key_padding_mask, False, src_mask)
-    _look(observer, name, request, _of_module(attention, given, fast=True), capture, FAST_PATH)
+    with observer.explained(name):
+        call = _of_module(attention, given, fast=True)
+    _look(observer, name, request, call, capture, FAST_PATH)
 
 
 def _padded(nested: Tensor, length: int | None) -> tuple[Tensor, Tensor]:
@@ -260,8 +276,3 @@ def _backend(capture: KernelCapture, need_weights: bool, dropout: float) -> str:
     if capture.backend is None and need_weights:
         return "torch materialised: need_weights"
     return backend_of(capture, dropout)
-
-
-def _is_torchs(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether its forward is torch's own, of which all is known."""
-    return type(module).forward is kind.forward and "forward" not in module.__dict__

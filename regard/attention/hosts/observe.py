@@ -9,8 +9,10 @@ that the model chose; then one second pass over its queries, keys and logsumexp 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,13 +34,24 @@ from regard.attention.record import AttentionRecord
 from regard.attention.second_pass import second_pass
 from regard.errors import ObservationError, RegardError
 
-SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax}
-SDPA = {F.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention}
+SOFTMAXES = {F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax}
+SDPA = {
+    F.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+}
+KERNEL = "_scaled_dot_product"  # how the names of the kernels behind it begin
+FLEX = "flex_attention.py"  # its functions are Python, and seen only by what they call
 
 
 @contextlib.contextmanager
 def observe(
-    model: nn.Module, *, layers: Layers = None, heads: Heads = None, **statistics: Any
+    model: nn.Module,
+    *,
+    layers: Layers = None,
+    heads: Heads = None,
+    queries: Tensor | None = None,
+    **statistics: Any,
 ) -> Iterator[AttentionRecord]:
     """Yields a record that fills as the model runs; its output and gradients keep every bit.
 
@@ -47,13 +60,15 @@ def observe(
     layers: which, by name: patterns such as "*.cross", or a function of the name; all unless given. Names are the
         paths of the attention modules; `Names` says how regard's own are shortened.
     heads: of every layer, or pattern -> heads; all unless given.
+    queries: bool [batch, query_len], which queries are real, of every chosen layer; as `Observe.queries`.
     statistics: as the fields of `Observe`: entropy=True, received=True, top_k=8, trace=True...
 
     The n-th call of a layer, such as a step of `generate()`, is kept apart as "name#n" and never summed: beams may have
     been reordered between. What a backward pass recomputes (activation checkpointing) is not recorded again.
-    Padded keys count nowhere. Padded queries are left out of self-attention, where the mask shows them: where nobody
-    may attend to a query's own position. Of cross-attention nothing says which queries are padding: give weights
-    [batch, query_len] as `received`, and leave the padded entries of the other statistics aside.
+    Padded keys count nowhere. Unless `queries` says which are real, padded queries are left out of what is certainly
+    self-attention, where the mask shows them: where nobody may attend to a query's own position. It is certain where
+    the attending module is given one sequence of vectors and nothing else that might be attended to. All queries of
+    other calls count: of cross-attention nothing says which are padding.
     Raises: ObservationError for a statistic or a layer that does not exist, for a model whose attention cannot be read
     exactly (compiled, written by hand, a kernel that is not known), and on leaving the context when a pattern fitted no
     layer that ran, or nothing was seen of a model that ran.
@@ -61,7 +76,7 @@ def observe(
     if not isinstance(model, nn.Module):
         raise ObservationError(f"observe: the model is {type(model).__name__}, expected a torch.nn.Module")
     _refuse_compiled(model)
-    observer = Observer(model, layers, heads, statistics)
+    observer = Observer(model, layers, heads, queries, statistics)
     with observer.watching():
         yield observer.record
     observer.check_found()
@@ -70,15 +85,18 @@ def observe(
 class Observer:
     """One `observe` at work: what is wanted, what has been seen, and where it goes."""
 
-    def __init__(self, model: nn.Module, layers: Layers, heads: Heads, statistics: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Layers, heads: Heads, queries: Tensor | None, statistics: dict[str, Any]
+    ) -> None:
         self.names = Names(model)
-        self.selection: Selection = select(layers, heads, statistics, self.names.all())
+        self.selection: Selection = select(layers, heads, queries, statistics, self.names.all())
         self.running = Running(self.names.__contains__, _Mode(self), self._finished, self._refuse_silent)
         self.expected: interface.Expected | None = None  # the call of transformers' interface that is running
         self._model = model
         self._layers: dict[str, Observation] = {}
         self._backend: dict[str, str] = {}
         self._seen: dict[str, int] = {}  # layer -> how many of its calls were seen, chosen or not
+        self._kept: dict[str, int] = {}  # layer -> how many of its calls are in the record
         self.record = AttentionRecord(self._layers, backend=self._backend)
 
     @contextlib.contextmanager
@@ -92,16 +110,17 @@ class Observer:
 
     def check_found(self) -> None:
         """Raises: ObservationError where patterns fitted nothing, or nothing was seen of a model that ran."""
+        if self.running.ran_in_new_thread or (self.running.ran_elsewhere and not self._seen and not self.running.ran):
+            raise ObservationError(
+                "observe: the model ran in another thread, which is not observed; enter the context in that thread"
+            )
         if self._seen:
             self.selection.check(self._seen, "layer that ran")
         elif self.running.ran:
             raise ObservationError(
                 f"observe: {type(self._model).__name__} ran, but nowhere in it was attention seen: it calls neither "
-                "F.scaled_dot_product_attention nor nn.MultiheadAttention nor transformers' attention interface"
-            )
-        elif self.running.ran_elsewhere:
-            raise ObservationError(
-                "observe: the model ran in another thread, which is not observed; enter the context in that thread"
+                "F.scaled_dot_product_attention nor nn.MultiheadAttention nor transformers' attention interface; give "
+                "a model that attends by one of them, or change its attention to do so"
             )
 
     # -- one call ------------------------------------------------------------------------------------------------------
@@ -115,7 +134,8 @@ class Observer:
         return self.selection.of(name)
 
     def keep(self, name: str, observation: Observation, backend: str) -> None:
-        calls = self._seen[name]
+        # Calls that failed are not counted, so that the first entry is always the layer's name alone.
+        calls = self._kept[name] = self._kept.get(name, 0) + 1
         entry = name if calls == 1 else f"{name}#{calls - 1}"
         self._layers[entry] = observation
         self._backend[entry] = backend
@@ -138,9 +158,8 @@ class Observer:
                 raise ObservationError("; ".join(problems))
             if one_sequence and request.queries is None:
                 request = replace(request, queries=real_queries(made))
-            if request.trace and request.heads is None:
-                # A cache that is allocated whole is written on while the trace is kept. Chosen heads are copies anyway.
-                made = replace(made, query=made.query.clone(), key=made.key.clone())
+            if request.trace:
+                made = _kept_apart(made, request)
             with as_it_is(made.query.device):
                 observation = second_pass(made, request, logsumexp)
             self.keep(name, observation, backend)
@@ -198,6 +217,23 @@ class Observer:
                 )
 
 
+def _kept_apart(pairs: PairScores, request: Observe) -> PairScores:
+    """Copies of what the model may write on while the trace is kept: a cache or a mask that is allocated whole."""
+    copied = ["bias", "allowed", "offset_bias", "sink"]
+    if request.heads is None:  # chosen heads are copies anyway
+        copied += ["query", "key"]
+    tensors = {name: tensor for name, tensor in pairs.tensors().items() if name in copied}
+    return replace(pairs, **{name: _copy(tensor) for name, tensor in tensors.items()})  # type: ignore[arg-type]
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """Of the same shape; what is expanded stays so."""
+    narrow = tensor
+    for axis, stride in enumerate(tensor.stride()):
+        narrow = narrow.narrow(axis, 0, 1) if stride == 0 and tensor.shape[axis] > 1 else narrow
+    return narrow.clone().expand_as(tensor)
+
+
 class _Mode(Watching):
     """Hands the calls that are attention to the observer, and all others on."""
 
@@ -219,17 +255,24 @@ class _Mode(Watching):
                 return own.look_at_attend(self._observer, args, kwargs)
             if func is F.multi_head_attention_forward:
                 return multihead.look_at_function(self._observer, args, kwargs)
-            if func in SOFTMAXES and self._observer.expected is None and _over_keys(args, kwargs):
+            if self._observer.expected is None and _by_hand(func, args, kwargs, sys._getframe(1)):
                 self._observer.running.by_hand()
             return func(*args, **kwargs)
         finally:
             self.busy = False
 
 
+def _by_hand(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType) -> bool:
+    """Whether a call is attention, or a part of it, that nothing here reads."""
+    if func in SOFTMAXES:
+        return _over_keys(args, kwargs)
+    return getattr(func, "__name__", "").startswith(KERNEL) or caller.f_code.co_filename.endswith(FLEX)
+
+
 def _over_keys(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a softmax is taken over the last axis of [batch, heads, query_len, key_len]."""
     scores = args[0] if args else kwargs.get("input")
-    axis = args[1] if len(args) > 1 else kwargs.get("dim")
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
     return isinstance(scores, Tensor) and scores.ndim >= 4 and axis in (-1, scores.ndim - 1)
 
 

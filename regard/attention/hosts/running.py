@@ -10,9 +10,12 @@ read is reported as silent.
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -20,11 +23,17 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from regard.attention.hosts.capture import KernelCapture
+from regard.attention.hosts.capture import ENCODER_LAYER, KernelCapture
+from regard.errors import ObservationError
 
 # Their forward looks for a fast path that a TorchFunctionMode would close.
 FAST = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-NO_ATTENTION = ("adapter", "norm", "dropout", "mask", "output", "embed")  # in names of what serves attention
+FORWARDS = {kind.forward.__code__ for kind in FAST}
+# How names of what merely serves attention end.
+NO_ATTENTION = ("adapter", "norm", "dropout", "mask", "output", "embed", "embedding", "embeddings")
+
+
+_observing: list[int] = []  # threads, once for each context that is open in them
 
 
 class Finished(Protocol):
@@ -44,8 +53,10 @@ class Run:
     by_hand: it is called attention, or took a softmax over keys.
     fast: its own code may look for a fast path of torch's.
     attended: some attention call inside it was seen.
+    whole: the fast path of a whole encoder layer ran in its own code.
+    direct: its own code attended in a way that cannot be read, whatever attended inside it.
     silent: modules inside it that are by_hand and did not attend.
-    capture: of an nn.MultiheadAttention's kernel.
+    capture: of an nn.MultiheadAttention's kernel, and of what others of torch's run while the mode stands aside.
     source: the positional arguments of an nn.TransformerEncoder, whose layers may see them cut into nested tensors.
     """
 
@@ -53,6 +64,8 @@ class Run:
     by_hand: bool
     fast: bool = False
     attended: bool = False
+    whole: bool = False
+    direct: bool = False
     silent: list[nn.Module] = field(default_factory=list)
     capture: KernelCapture | None = None
     source: tuple[Any, ...] = ()
@@ -76,16 +89,21 @@ class Running:
     ) -> None:
         self.stack: list[Run] = []
         self.ran = False
-        self.ran_elsewhere = False  # some module ran in another thread, which is not observed
+        self.ran_elsewhere = False  # some module of the model ran in another thread, which is not observed
+        self.ran_in_new_thread = False  # ... in one that was started meanwhile and observes nothing itself
+        self._threads_before: set[int | None] = set()
         self._owned = owned
         self._mode = mode
         self._place = 0  # of the mode on torch's stack, counted from the bottom, while it stands aside
         self._finished = finished
         self._refuse = refuse
+        self._finishing = False  # the observer is at work
         self._thread = threading.get_ident()
         self._handles: list[Any] = []
 
     def open(self) -> None:
+        self._threads_before = {thread.ident for thread in threading.enumerate()}
+        _observing.append(self._thread)
         torch._C._push_on_torch_function_stack(self._mode)
         self._handles = [
             register_module_forward_pre_hook(self._begin),
@@ -93,6 +111,7 @@ class Running:
         ]
 
     def close(self) -> None:
+        _observing.remove(self._thread)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -109,8 +128,24 @@ class Running:
         """The innermost module of the model took a softmax as one over keys is taken."""
         for run in reversed(self.stack):
             if self._owned(run.module) and not isinstance(run.module, nn.Softmax):
-                run.by_hand = True
+                run.by_hand = run.direct = True
                 return
+
+    def refuse_unhooked(self) -> None:
+        """Raises: ObservationError where a forward of torch's that may be fast runs unknown to its hooks."""
+        hooked = {id(run.module) for run in self.stack}
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code in FORWARDS:
+                module = frame.f_locals.get("self")
+                if id(module) in hooked:
+                    return
+                if isinstance(module, FAST) and self._owned(module) and _could_be_fast(module):
+                    raise ObservationError(
+                        f"observe: {type(module).__name__}.forward is called past the module's hooks, and observing it "
+                        "would close torch's fast path and change its output; call the module itself"
+                    )
+            frame = frame.f_back
 
     def source_of(self, kind: type[nn.Module]) -> tuple[Any, ...]:
         """The positional arguments of the innermost running module of a kind; none where there is none."""
@@ -131,18 +166,25 @@ class Running:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if threading.get_ident() != self._thread:
-            self.ran_elsewhere = True
+            if self._owned(module):
+                self.ran_elsewhere = True
+                # Threads that were there before have work of their own, and so have those that observe it.
+                here = threading.get_ident()
+                self.ran_in_new_thread |= here not in self._threads_before and here not in _observing
             return
         if torch.compiler.is_compiling():
             return
-        self.ran = True
+        self.ran = self.ran or self._owned(module)
+        if isinstance(module, FAST):
+            self.refuse_unhooked()
         run = Run(module, self._owned(module) and attends_by_name(module), may_be_fast(module))
         if isinstance(module, nn.TransformerEncoder):
             run.source = args
         self.stack.append(run)
         self._show_mode()
-        if isinstance(module, nn.MultiheadAttention):
-            run.capture = KernelCapture()
+        # What torch's encoder runs itself is its layers, if no subclass has changed it.
+        if isinstance(module, nn.MultiheadAttention) or (run.fast and type(module) is not nn.TransformerEncoder):
+            run.capture = KernelCapture(functools.partial(self._in_own_code, run))
             run.capture.__enter__()
 
     def _end(self, module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
@@ -156,8 +198,21 @@ class Running:
         self._show_mode()
         # After an error torch passes the result alone, without keyword arguments.
         if len(rest) == 2 and not in_backward():
-            self._finished(run, args, *rest)
+            self._finishing = True
+            try:
+                self._finished(run, args, *rest)
+            finally:
+                self._finishing = False
             self._account(run)
+
+    def _in_own_code(self, run: Run, operator: str) -> None:
+        """An operator attended; it counts for the module in whose own code it ran."""
+        if self._finishing or not self.stack or self.stack[-1] is not run:
+            return
+        if operator == ENCODER_LAYER and is_torchs(run.module, nn.TransformerEncoderLayer):
+            run.whole = True
+        elif not is_torchs(run.module, nn.MultiheadAttention):
+            run.direct = run.by_hand = self._owned(run.module)
 
     def _leave(self, run: Run) -> None:
         if run.capture is not None:
@@ -178,7 +233,10 @@ class Running:
     def _account(self, run: Run) -> None:
         """Hands to the module around it what this one leaves open."""
         silent = run.silent
-        if run.by_hand and run.attended:
+        if run.direct:
+            self._refuse([run.module, *silent])
+            silent = []
+        elif run.by_hand and run.attended:
             silent = []
         elif run.by_hand and not silent:
             silent = [run.module]
@@ -208,12 +266,22 @@ def may_be_fast(module: nn.Module) -> bool:
     return bool(code.co_freevars) or not {"super", "forward"}.isdisjoint(code.co_names)
 
 
+def is_torchs(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether its forward is torch's own, of which all is known."""
+    return type(module).forward is kind.forward and "forward" not in module.__dict__
+
+
+def _could_be_fast(module: nn.Module) -> bool:
+    learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters())
+    return not module.training and not learns
+
+
 def attends_by_name(module: nn.Module) -> bool:
     """Whether its class is called attention and nothing that merely serves it."""
     name = type(module).__name__.lower()
-    if isinstance(module, nn.TransformerEncoderLayer):
+    if isinstance(module, (nn.MultiheadAttention, nn.TransformerEncoderLayer)):
         return True
-    return ("attention" in name or "attn" in name) and not any(part in name for part in NO_ATTENTION)
+    return ("attention" in name or "attn" in name) and not name.rstrip("0123456789_").endswith(NO_ATTENTION)
 
 
 # -- torch's stack of function modes -----------------------------------------------------------------------------------

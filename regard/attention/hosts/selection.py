@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from torch import Tensor
+
 from regard.attention.observation import Observe
 from regard.errors import ObservationError, suggestion
 
@@ -65,7 +67,9 @@ class Selection:
             raise ObservationError(f"observe: {'; '.join(problems)}; there are {listed(names)}")
 
 
-def select(layers: Layers, heads: Heads, statistics: dict[str, Any], names: list[str]) -> Selection:
+def select(
+    layers: Layers, heads: Heads, queries: Tensor | None, statistics: dict[str, Any], names: list[str]
+) -> Selection:
     """names: of all modules of the model, as layers would be called.
 
     Raises: ObservationError for a statistic that is not known, none at all, or a pattern that fits no module.
@@ -74,7 +78,7 @@ def select(layers: Layers, heads: Heads, statistics: dict[str, Any], names: list
     if unknown:
         told = "; ".join(f"statistic `{name}` is not known{suggestion(name, STATISTICS)}" for name in unknown)
         raise ObservationError(f"observe: {told}; known: {', '.join(STATISTICS)}")
-    request = Observe(**statistics)
+    request = Observe(**statistics, queries=queries)
     if not request:
         raise ObservationError(
             f"observe: no statistic is asked for; give some of {', '.join(STATISTICS)}, as in entropy=True"

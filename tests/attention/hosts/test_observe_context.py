@@ -69,7 +69,7 @@ def test_heads_of_all_layers_or_by_pattern() -> None:
         ({"entropi": True}, "statistic `entropi` is not known, did you mean `entropy`?; known: logsumexp, entropy"),
         ({}, "no statistic is asked for; give some of logsumexp, entropy"),
         ({"entropy": False}, "no statistic is asked for"),
-        ({"queries": None, "entropy": True}, "statistic `queries` is not known"),
+        ({"queries": torch.ones(2, 4).bool(), "entropy": True}, "layer `0.attn`: observe.queries"),
         ({"layers": "2.attn", "entropy": True}, "layers: `2.attn` fits no module of the model, did you mean `"),
         ({"layers": (), "entropy": True}, "layers is (), expected a pattern such as '*.self_attn'"),
         ({"layers": 3, "entropy": True}, "layers is 3, expected a pattern"),
