@@ -31,9 +31,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regard.attention import chunked, second_pass
 from regard.attention.attend import Attended, attend, explain_backend
-from regard.attention.masks import Causal, Mask, Padding
+from regard.attention.masks import Causal, Global, Mask, Packed, Padding, Window
 from regard.attention.observation import Observe
 from regard.attention.record import AttentionRecord
+from regard.errors import ConfigError
 
 HEADS, HEAD_DIM = 8, 64
 HEALTH = Observe(entropy=True, max_logit=True, received=True)
@@ -200,12 +201,18 @@ def times_of(case: Case, repeats: int, device: str) -> Iterator[str]:
         with without_compiler():
             return ours(HEALTH)
 
+    def native(observe: Observe | None = None) -> Attended:
+        return attend(query, key, value, mask=mask, observe=observe, backend="native")
+
     runs: dict[str, Callable[[], object]] = {
         "plain attend": ours,
         "+ entropy, max_logit, received": lambda: ours(HEALTH),
         "+ everything but trace": lambda: ours(everything(case.length)),
         "+ entropy, max_logit, received, no compiler": without,
     }
+    if native_refusal(query, key, value) is None:
+        runs["backend native, entropy and max_logit"] = lambda: native(Observe(entropy=True, max_logit=True))
+        runs["backend native, + received"] = lambda: native(HEALTH)
     for name, run in runs.items():
         found = ratio(run, forward, repeats, device)
         told = f"| {found.second:.3f} | {found.median:.3f} | {found.least:.3f} to {found.most:.3f} |"
@@ -260,6 +267,52 @@ def error_table(device: str) -> Iterator[str]:
             relative = expected.abs().clamp(min=1e-300) if name == "received" else 1.0
             errors.append(float(((mine - expected).abs() / relative).max()))
         yield f"| {str(dtype).removeprefix('torch.')} | " + " | ".join(f"{error:.1e}" for error in errors) + " |"
+
+
+def native_refusal(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    """Why regard's own forward does not serve these inputs, or None."""
+    small = [side[:, :, :8] for side in (query, key, value)]
+    try:
+        attend(*small, backend="native")
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+@torch.no_grad()
+def parts_table(length: int, repeats: int, device: str) -> Iterator[str]:
+    """What fused calls in parts save over torch with the mask that its own users pass."""
+    yield f"| torch with a dense mask, over attend, {length} | torch, s | ratio, median | spread |\n|---|---|---|---|"
+    documents = torch.arange(length, device=device)[None] // 300
+    masks: dict[str, Mask] = {
+        "causal window of 512": Causal() & Window(511, 0),
+        "window of 256 to each side, 16 global tokens": Window(256, 256) | Global(16),
+        "packed documents of 300": Packed(documents),
+        "packed documents of 300, causal": Causal() & Packed(documents),
+        "causal over a quarter of the queries": Causal(),
+    }
+    for name, mask in masks.items():
+        query, key, value = Case(length, False, False).inputs(device)
+        if "quarter" in name:
+            query = query[:, :, : length // 4].contiguous()
+        yield parts_line(name, (query, key, value), mask, repeats, device)
+
+
+def parts_line(name: str, inputs: tuple[Tensor, Tensor, Tensor], mask: Mask, repeats: int, device: str) -> str:
+    dense = mask.dense(inputs[0].shape[2], inputs[1].shape[2], device)
+    torch.testing.assert_close(
+        attend(*inputs, mask=mask).output,
+        F.scaled_dot_product_attention(*inputs, attn_mask=dense),
+        rtol=1e-2,
+        atol=1e-4,
+    )
+    found = ratio(
+        lambda: F.scaled_dot_product_attention(*inputs, attn_mask=dense),
+        lambda: attend(*inputs, mask=mask),
+        repeats,
+        device,
+    )
+    return f"| {name} | {found.first:.3f} | {found.median:.2f} | {found.least:.2f} to {found.most:.2f} |"
 
 
 @torch.no_grad()
@@ -400,6 +453,9 @@ def main() -> None:
     say("| materialising the same, over regard | materialised, s | ratio, median | spread |\n|---|---|---|---|")
     for causal in (False, True):
         say(materialising_line(Case(8192, causal, False), arguments.repeats, device))
+    say("")
+    for line in parts_table(lengths[0], arguments.repeats, device):
+        say(line)
     say("")
     for line in cost_table(lengths[0], arguments.repeats, device):
         say(line)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regard.attention import second_pass
 from regard.attention.attend import attend
 from regard.attention.distributions import Softmax
 from regard.attention.masks import Causal, Padding
@@ -188,3 +189,19 @@ def test_a_request_of_the_wrong_kind_is_refused_when_it_is_made() -> None:
         Observe(rows=torch.zeros(30, 30), heads=())  # type: ignore[arg-type]
     assert Observe(rows=[0, 1], columns=range(2), pooled=[2, 3])
     assert attend(*inputs(), observe=Observe(columns=())).observation.columns.shape == (BATCH, HEADS, QUERY_LEN, 0)
+
+
+def test_rows_alone_make_no_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = inputs()
+    with_others = attend(query, key, value, observe=Observe(rows=(1, -1), entropy=True, heads=(4, 0))).observation
+
+    def forbidden(*arguments: object) -> None:
+        raise AssertionError("a pass over all pairs")
+
+    monkeypatch.setattr(second_pass, "_op", forbidden)
+    alone = attend(query, key, value, observe=Observe(rows=(1, -1), heads=(4, 0))).observation
+    assert list(alone.tensors()) == ["rows", "row_index", "head_index"]
+    for name, found in alone.tensors().items():
+        assert torch.equal(found, getattr(with_others, name)), name
+    with pytest.raises(AssertionError, match="a pass over all pairs"):
+        attend(query, key, value, observe=Observe(entropy=True))
