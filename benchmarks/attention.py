@@ -176,14 +176,14 @@ def check(device: str) -> None:
 # -- the tables --------------------------------------------------------------------------------------------------------
 
 
-def time_table(cases: list[Case], repeats: int, device: str) -> Iterator[str]:
+def time_table(cases: list[Case], repeats: int, device: str, chosen: str) -> Iterator[str]:
     yield "| ratio of time to torch's plain fused forward | forward, s | ratio, median | spread |\n|---|---|---|---|"
     for case in cases:
-        yield from times_of(case, repeats, device)
+        yield from times_of(case, repeats, device, chosen)
 
 
 @torch.no_grad()
-def times_of(case: Case, repeats: int, device: str) -> Iterator[str]:
+def times_of(case: Case, repeats: int, device: str, chosen: str) -> Iterator[str]:
     query, key, value = case.inputs(device)
     mask, plain = case.mask(device), case.plain(device)
 
@@ -214,6 +214,8 @@ def times_of(case: Case, repeats: int, device: str) -> Iterator[str]:
         runs["backend native, entropy and max_logit"] = lambda: native(Observe(entropy=True, max_logit=True))
         runs["backend native, + received"] = lambda: native(HEALTH)
     for name, run in runs.items():
+        if chosen not in f"{case.name}: {name}":
+            continue
         found = ratio(run, forward, repeats, device)
         told = f"| {found.second:.3f} | {found.median:.3f} | {found.least:.3f} to {found.most:.3f} |"
         yield f"| {case.name}: {name} {told}"
@@ -430,6 +432,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="write the tables to this file too")
+    parser.add_argument("--rows", default="", help="only the rows of the first table whose name has this text")
     parser.add_argument("--child", choices=["plain", "observed", "everything", "materialised"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     device = arguments.device
@@ -447,8 +450,10 @@ def main() -> None:
 
     say(f"{hardware(device, arguments.threads)}; {HEADS} heads of {HEAD_DIM}; {arguments.repeats} pairs each.\n")
     cases = [Case(length, causal, padded) for length in lengths for padded in (False, True) for causal in (True, False)]
-    for line in time_table(cases, arguments.repeats, device):
+    for line in time_table(cases, arguments.repeats, device, arguments.rows):
         say(line)
+    if arguments.rows:
+        return
     say("")
     say("| materialising the same, over regard | materialised, s | ratio, median | spread |\n|---|---|---|---|")
     for causal in (False, True):

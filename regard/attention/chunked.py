@@ -6,6 +6,8 @@ dtype (float32 at least), so it is exact to rounding for every input that `PairS
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -44,11 +46,25 @@ def statistics(pairs: PairScores, logsumexp: Tensor | None, wanted: Wanted) -> S
         found.max_logit.fill_(float("-inf"))
         found.top_index.fill_(-1)
         return found
-    rows = max(1, BLOCK_ELEMENTS // (batch * heads * key_len))
-    key = pairs.key.to(pairs.dtype).transpose(-2, -1)
-    for begin in range(0, query_len, rows):
-        _one_block(pairs, key, logsumexp, wanted, found, begin, min(begin + rows, query_len))
+    if pairs.ranges is not None and pairs.ranges.shape[0] > 1 and batch * heads * query_len * key_len > BLOCK_ELEMENTS:
+        # Each item by itself: what one has as padding lies outside its hull and costs nothing, not even a mask.
+        for item in range(batch):
+            own = slice(item, item + 1)
+            part = Statistics(*(tensor[own] if tensor.ndim > 1 else tensor for tensor in found))
+            weights = None if wanted.weights is None or len(wanted.weights) == 1 else wanted.weights[own]
+            of_item = wanted if weights is None else replace(wanted, weights=weights)
+            _blocks(pairs.select_item(item), None if logsumexp is None else logsumexp[own], of_item, part)
+    else:
+        _blocks(pairs, logsumexp, wanted, found)
     return found
+
+
+def _blocks(pairs: PairScores, logsumexp: Tensor | None, wanted: Wanted, found: Statistics) -> None:
+    """Fills `found`, a block of queries at a time."""
+    rows = max(1, BLOCK_ELEMENTS // (pairs.batch * pairs.heads * pairs.key_len))
+    key = pairs.key.to(pairs.dtype).transpose(-2, -1)
+    for begin in range(0, pairs.query_len, rows):
+        _one_block(pairs, key, logsumexp, wanted, found, begin, min(begin + rows, pairs.query_len))
 
 
 def _one_block(

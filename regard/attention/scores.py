@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from regard.attention.modifiers import Modifier
 from regard.attention.pair_scores import PairScores
@@ -146,15 +147,47 @@ class Additive(Score):
     vector: Tensor
 
     def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
-        return _additive(query[:, :, :, None, :] + key[:, :, None, :, :], self.vector)
+        return _additive(query[:, :, :, None, :], key[:, :, None, :, :], self.vector)
 
     def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
         return super().check(query_dim, key_dim, heads=heads) + _misfits("Additive.vector", self.vector, heads, key_dim)
 
 
-def _additive(summed: Tensor, vector: Tensor) -> Tensor:
-    """summed: [batch, heads, query_len, key_len, head_dim]."""
-    return (torch.tanh(summed) @ vector.to(summed.dtype)[:, None, :, None]).squeeze(-1)
+def _additive(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
+    """v . tanh(left + right), [batch, heads, query_len, key_len]; the sides broadcast to that and head_dim."""
+    scores: Tensor = _AdditiveScores.apply(left, right, vector.to(left.dtype))
+    return scores
+
+
+class _AdditiveScores(torch.autograd.Function):
+    """tanh x is 2 sigmoid(2 x) - 1, whose sigmoid torch does in an eighth of the time of its tanh on a CPU.
+
+    Right to a rounding of 1 where tanh is near 0. One tensor of all sums is held, in place of four.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
+        gates = (left + right).mul_(2.0).sigmoid_()
+        ctx.save_for_backward(gates, vector)
+        ctx.shapes = left.shape, right.shape
+        if len(vector) == 1:
+            return (gates @ vector[0]).mul_(2.0).sub_(vector.sum())
+        return (gates @ vector[:, None, :, None]).squeeze(-1).mul_(2.0).sub_(vector.sum(-1)[:, None, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gates, vector = ctx.saved_tensors
+        gradient = gradients[0][..., None]
+        # d tanh = 4 s (1 - s), which `sigmoid_backward` does in one pass.
+        of_sums = torch.ops.aten.sigmoid_backward(gradient * (4.0 * vector)[:, None, None], gates)
+        if len(vector) == 1:
+            of_vector = gradient.reshape(1, -1) @ gates.reshape(-1, gates.shape[-1])
+            of_vector = of_vector.mul_(2.0).sub_(gradient.sum())
+        else:
+            of_vector = (gradient.mT @ gates).mul_(2.0).sub_(gradient.sum(-2, keepdim=True)).sum((0, 2, 3))
+        left, right = ctx.shapes
+        return of_sums.sum_to_size(left), of_sums.sum_to_size(right), of_vector
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +221,7 @@ class LocationAware(Score):
         seen = F.conv1d(rows, filters, padding=width // 2, groups=heads)
         seen = seen.view(batch, query_len, heads, num_filters, key_len).permute(0, 2, 1, 4, 3)
         located = seen @ self.location.to(query.dtype)[:, None]
-        return _additive(query[:, :, :, None, :] + key[:, :, None, :, :] + located, self.vector)
+        return _additive(query[:, :, :, None, :] + located, key[:, :, None, :, :], self.vector)
 
     def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
         problems = super().check(query_dim, key_dim, heads=heads)

@@ -7,16 +7,16 @@ import io
 import json
 import re
 import struct
-import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from headless import drawn
 from matplotlib.image import imread
 from test_areas import pairs_of
-from test_page import browser, page_of
+from test_page import page_of
 
 from regard.attention.observation import Observation, Observe
 from regard.attention.record import AttentionRecord, Axis
@@ -269,10 +269,7 @@ def test_a_browser_offers_the_heads_by_their_numbers(long: AttentionRecord, tmp_
     for place, records in enumerate(([long, chosen], [long])):
         path = tmp_path / f"{place}.html"
         write_page(records, path)
-        command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,5000"]
-        command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
-        done = subprocess.run([*command, path.as_uri()], capture_output=True, encoding="utf-8", timeout=60, check=True)
-        told.append(done.stdout)
+        told.append(drawn(path, tmp_path))
     assert re.findall(r">(head [0-9]+)<", told[0]) == ["head 0", "head 2"]
     assert "<form" in told[0] and 'hidden=""' not in re.findall(r"<form[^>]*>", told[0])[0]
     assert told[0].count("<button") > 10, "the short record's words, beside the long one's charts"

@@ -4,14 +4,13 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from headless import drawn
 
 from regard.attention.record import AttentionRecord
 from regard.errors import ObservationError
@@ -146,27 +145,16 @@ def test_the_style_sheet_has_a_class_for_every_step(dogs: AttentionRecord, tmp_p
     assert style.count("{") == style.count("}")
 
 
-def browser() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium is installed to open the page with")
-    return found
-
-
 def test_a_browser_draws_the_page(dogs: AttentionRecord, hostile: AttentionRecord, tmp_path: Path) -> None:
     """The page's own script runs under its own policy and draws the same means as Python."""
     write_page([dogs, hostile], tmp_path / "a.html", expected=[[(1, 1)], []])
-    command = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,3000"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, (tmp_path / "a.html").as_uri()], capture_output=True, encoding="utf-8", timeout=60, check=True
-    )
-    table = re.findall(r"<table.*?</table>", done.stdout, re.DOTALL)[0]
+    elements = drawn(tmp_path / "a.html", tmp_path, awaited="<table")
+    table = re.findall(r"<table.*?</table>", elements, re.DOTALL)[0]
     told = [float(weight) for weight in re.findall(r'title="[^"]*: ([0-9.]+)(?: \(expected\))?"', table)]
     words = dogs.over_words([(0, 14), (15, 20), (21, 27), (28, 29)], [(0, 12), (13, 17), (18, 21), (22, 29), (30, 31)])
     assert told == pytest.approx(words.rows().flatten().tolist(), abs=2e-4)
     assert table.count("(expected)") == 1
-    page = Page(done.stdout)
+    page = Page(elements)
     buttons = page.texts["button"]
     assert buttons[:6] == ["twenty-three", "dogs", "are", "running", ".", "</s>"]
     assert page.count("b") == page.count("img") == 0
