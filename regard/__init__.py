@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from regard.attention.modifiers import SoftCap as SoftCap
     from regard.attention.observation import Observation as Observation
     from regard.attention.observation import Observe as Observe
-    from regard.attention.record import AttentionRecord as AttentionRecord
+    from regard.attention.records.record import AttentionRecord as AttentionRecord
     from regard.attention.rotary import DynamicNTK as DynamicNTK
     from regard.attention.rotary import Llama3 as Llama3
     from regard.attention.rotary import NTKAware as NTKAware
@@ -54,7 +54,7 @@ _HOMES = {
     "ALiBi": "regard.attention.modifiers",
     "Additive": "regard.attention.scores",
     "Attended": "regard.attention.attend",
-    "AttentionRecord": "regard.attention.record",
+    "AttentionRecord": "regard.attention.records.record",
     "Bilinear": "regard.attention.scores",
     "Causal": "regard.attention.masks",
     "Cosine": "regard.attention.scores",

@@ -217,7 +217,8 @@ def test_names_for_types_shows_what_is_missing() -> None:
 
 @pytest.mark.parametrize("name", ["AttentionRecord", "load"])
 def test_whoever_can_hold_a_record_can_save_it_as_a_page(name: str) -> None:
-    program = f"import regard; regard.{name}; from regard.attention.record import WRITERS; print(sorted(WRITERS))"
+    writers = "from regard.attention.records.record import WRITERS; print(sorted(WRITERS))"
+    program = f"import regard; regard.{name}; {writers}"
     assert run_python(program) == "['.html', '.jsonl', '.png', '.svg']"
 
 

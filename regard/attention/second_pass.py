@@ -37,7 +37,9 @@ def kernels(device: torch.device) -> list[Kernel]:
     if device.type == "cpu":
         return [native, chunked]
     if device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from regard.attention import triton_kernel  # imports Triton, which is there on machines with a GPU alone
+        from regard.attention.triton import (
+            kernel as triton_kernel,  # imports Triton, which is there on machines with a GPU alone
+        )
 
         return [triton_kernel, chunked]
     return [chunked]

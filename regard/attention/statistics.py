@@ -2,7 +2,7 @@
 
 A kernel is a function `statistics(pairs, logsumexp, wanted) -> Statistics` that never holds the scores of all pairs,
 beside a function `refuses(pairs, wanted)` that says why it cannot serve a call, or None. Three exist: native C on a CPU
-(`native`), Triton on a GPU (`triton_kernel`) and chunked torch anywhere (`chunked`), which serves everything.
+(`native`), Triton on a GPU (`triton`) and chunked torch anywhere (`chunked`), which serves everything.
 """
 
 from __future__ import annotations

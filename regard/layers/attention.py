@@ -122,14 +122,13 @@ class MultiHeadAttention(nn.Module):
     def project_memory(self, memory: Tensor) -> KeysValues:
         """memory [rows, key_len, memory_dim] -> the keys and values that every later query shares."""
         assert not self.is_self, "self-attention projects its own input"
-        keys, values = self._heads(self.key_value(memory), 2 * self.kv_heads).split(self.kv_heads, dim=1)
+        keys, values = self._apart(self.key_value(memory), self.kv_heads, self.kv_heads)
         return KeysValues(keys, values)
 
     def project_self(self, vectors: Tensor, begin: int) -> tuple[Tensor, KeysValues]:
         """vectors [rows, n, model_dim], standing at positions begin to begin + n -> (queries, keys and values)."""
         assert self.is_self, "cross-attention has no keys of its own"
-        parts = [self.heads, self.kv_heads, self.kv_heads]
-        query, keys, values = self._heads(self.query_key_value(vectors), sum(parts)).split(parts, dim=1)
+        query, keys, values = self._apart(self.query_key_value(vectors), self.heads, self.kv_heads, self.kv_heads)
         if self.rotary is not None:
             positions = torch.arange(begin, begin + vectors.shape[1], device=vectors.device)
             query, keys = self.rotary.rotate(query, positions), self.rotary.rotate(keys, positions)
@@ -137,7 +136,8 @@ class MultiHeadAttention(nn.Module):
 
     def project_query(self, vectors: Tensor) -> Tensor:
         """vectors [rows, n, model_dim] -> queries [rows, heads, n, head_dim] of cross-attention."""
-        return self._heads(self.query(vectors), self.heads)
+        [query] = self._apart(self.query(vectors), self.heads)
+        return query
 
     def forward(
         self, query: Tensor, memory: KeysValues, mask: Mask | None, observe: Observe | None = None
@@ -170,6 +170,10 @@ class MultiHeadAttention(nn.Module):
     def _distribution(self) -> Distribution | None:
         return None if self.sink == "none" else SinkSoftmax(self.sink_logits)
 
-    def _heads(self, vectors: Tensor, heads: int) -> Tensor:
-        apart: Tensor = vectors.unflatten(-1, (heads, self.head_dim))
-        return apart.transpose(1, 2)
+    def _apart(self, vectors: Tensor, *heads: int) -> list[Tensor]:
+        """[rows, n, sum(heads) * head_dim] -> [rows, heads, n, head_dim] of each part.
+
+        Parts first, heads then: their gradients are put together along the last axis, in one copy.
+        """
+        parts = vectors.split([count * self.head_dim for count in heads], dim=-1)
+        return [part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts]

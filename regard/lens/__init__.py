@@ -6,7 +6,7 @@ Importing this package teaches `AttentionRecord.save` the endings .html, .png, .
 
 from __future__ import annotations
 
-from regard.attention.record import VIEWS, WRITERS
+from regard.attention.records.record import VIEWS, WRITERS
 from regard.lens.alignment import Link, align, alignment_error_rate, from_pharaoh, to_pharaoh
 from regard.lens.lines import write_lines
 from regard.lens.page import write_page

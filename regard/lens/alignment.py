@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.errors import DataError, ObservationError
 from regard.lens.maps import as_record, chosen_map, maps_of
 from regard.lens.words import WordSplitter, axis_words, numbers, words_of

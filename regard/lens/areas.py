@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from regard.attention import map_parts, trace
-from regard.attention.map_parts import Range
-from regard.attention.record import AttentionRecord
-from regard.attention.record_file import coarser
+from regard.attention import trace
+from regard.attention.records import map_parts
+from regard.attention.records.map_parts import Range
+from regard.attention.records.record import AttentionRecord
+from regard.attention.records.record_file import coarser
 from regard.errors import ObservationError
 
 MOST_CELLS = 1024  # a side

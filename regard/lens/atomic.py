@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from regard.attention.tensor_file import replacing
+from regard.attention.records.tensor_file import replacing
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from regard.attention.map_parts import head_numbers
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.map_parts import head_numbers
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.lens.areas import area_of, check_cost, very
 from regard.lens.atomic import write_whole
 from regard.lens.maps import Maps, is_long, maps_of

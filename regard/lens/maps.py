@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from regard.attention import map_parts
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records import map_parts
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.errors import ObservationError
 
 LONGEST_SIDE = 1024  # positions; a longer map is not made of words and cells

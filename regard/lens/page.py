@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.errors import ObservationError
 from regard.lens.areas import check_cost
 from regard.lens.atomic import write_whole

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from regard.attention.map_parts import Range, head_numbers, lengths
-from regard.attention.record import AttentionRecord
+from regard.attention.records.map_parts import Range, head_numbers, lengths
+from regard.attention.records.record import AttentionRecord
 from regard.errors import ConfigError, ObservationError
 from regard.lens.areas import Area, area_of, mean_area
 from regard.lens.atomic import write_whole

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis, Span
+from regard.attention.records.record import AttentionRecord, Axis, Span
 from regard.attention.words import words_of
 
 WordSplitter = Callable[[str], Sequence[Span]]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from second_pass_cases import CASES, inputs, materialised
 
-from regard.attention import map_parts, record
 from regard.attention.observation import Observation, Observe
-from regard.attention.record import AttentionRecord, Axis, Span, select_item
+from regard.attention.records import map_parts, record
+from regard.attention.records.record import AttentionRecord, Axis, Span, select_item
 from regard.attention.second_pass import second_pass
 from regard.errors import ModelFileError, ObservationError, RegardError
 

@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from second_pass_cases import CASES, inputs
 
-from regard.attention import record_file
-from regard.attention.axis import Axis
 from regard.attention.observation import Observation, Observe
-from regard.attention.record import FORMAT_VERSION, AttentionRecord
-from regard.attention.record_file import coarser
+from regard.attention.records import record_file
+from regard.attention.records.axis import Axis
+from regard.attention.records.record import FORMAT_VERSION, AttentionRecord
+from regard.attention.records.record_file import coarser
+from regard.attention.records.tensor_file import TensorFile
 from regard.attention.second_pass import second_pass
-from regard.attention.tensor_file import TensorFile
 from regard.errors import ModelFileError, ObservationError, RegardError
 
 EVERYTHING = Observe(

@@ -13,7 +13,7 @@ from second_pass_cases import CASES, causal, inputs, materialised
 
 from regard.attention.observation import Observation, Observe
 from regard.attention.pair_scores import PairScores
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.attention.second_pass import second_pass
 from regard.errors import ObservationError
 

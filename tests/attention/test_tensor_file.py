@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from regard.attention.tensor_file import DTYPES, loads, open_tensors, replacing, write_tensors
+from regard.attention.records.tensor_file import DTYPES, loads, open_tensors, replacing, write_tensors
 from regard.errors import ConfigError
 
 TENSORS = {

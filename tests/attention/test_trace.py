@@ -14,7 +14,7 @@ from second_pass_cases import CASES, SIZES, inputs, materialised, padded, random
 from regard.attention import trace
 from regard.attention.observation import Observe
 from regard.attention.pair_scores import PairScores
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.attention.second_pass import second_pass
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 5e-6, torch.bfloat16: 5e-6}

@@ -20,9 +20,10 @@ import torch
 from second_pass_cases import CASES, SIZES, compare, inputs, oracle, wanted_everything
 from torch import Tensor
 
-from regard.attention import chunked, triton_kernel
+from regard.attention import chunked
 from regard.attention.pair_scores import PairScores
 from regard.attention.statistics import Statistics, Wanted
+from regard.attention.triton import kernel as triton_kernel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Of weights, logsumexp, max logit and entropy. Products of two bfloat16 or float16 numbers are exact in float32: that
@@ -231,7 +232,8 @@ def launched(
     pairs: PairScores, wanted: Wanted, given: bool, way: triton_kernel.Blocks, monkeypatch: pytest.MonkeyPatch
 ) -> list[tuple[Any, dict[str, Any]]]:
     """(kernel, arguments) of what a call launches."""
-    from regard.attention import triton_choose, triton_sweep
+    from regard.attention.triton import choose as triton_choose
+    from regard.attention.triton import sweep as triton_sweep
 
     seen: list[tuple[Any, dict[str, Any]]] = []
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 
 HOSTILE_SOURCE = "1 < 2 && </script><b>bold</b> <!-- x -->"
 HOSTILE_TARGET = '<img src=x onerror=alert(1)> "quoted" $x_1$ ${title} 100% \\d'

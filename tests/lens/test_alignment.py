@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.errors import DataError, ObservationError
 from regard.lens import Link, align, alignment_error_rate, from_pharaoh, to_pharaoh
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regard.attention.observation import Observation, Observe
 from regard.attention.pair_scores import PairScores
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.attention.second_pass import second_pass
 from regard.errors import ObservationError
 from regard.lens import areas

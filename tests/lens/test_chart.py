@@ -19,7 +19,7 @@ from test_areas import pairs_of
 from test_page import page_of
 
 from regard.attention.observation import Observation, Observe
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.attention.second_pass import second_pass
 from regard.errors import ConfigError, ObservationError
 from regard.lens import Drawing, draw, maps, plot, write_page

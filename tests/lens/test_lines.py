@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import regard.attention.tensor_file
+import regard.attention.records.tensor_file
 from regard.attention.observation import Observation
-from regard.attention.record import WRITERS, AttentionRecord
+from regard.attention.records.record import WRITERS, AttentionRecord
 from regard.errors import ConfigError, ObservationError
 from regard.lens import write_lines
 from regard.lens.maps import maps_of
@@ -68,7 +68,7 @@ def test_a_failed_write_destroys_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(regard.attention.tensor_file.os, "replace", full)
+    monkeypatch.setattr(regard.attention.records.tensor_file.os, "replace", full)
     with pytest.raises(ConfigError, match=r"cannot be written \(No space left on device\)"):
         dogs.save(path)
     assert path.read_bytes() == b"before"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.errors import ObservationError
 from regard.lens.maps import choice_name, chosen_map, maps_of
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from headless import drawn
 
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.errors import ObservationError
 from regard.lens import write_page
 from regard.lens.maps import maps_of

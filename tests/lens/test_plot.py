@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.errors import ConfigError, ObservationError
 from regard.lens import draw
 from regard.lens.colour import STEPS, contrast, scale, step_of, text_colour

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.lens.words import axis_words, group, words_of
 
 

@@ -30,7 +30,7 @@ from regard.attention.hosts.selection import Heads, Layers, Selection, listed, s
 from regard.attention.hosts.undisturbed import as_it_is, undisturbed
 from regard.attention.observation import Observation, Observe, problems_of
 from regard.attention.pair_scores import PairScores
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.attention.second_pass import second_pass
 from regard.errors import ObservationError, RegardError
 

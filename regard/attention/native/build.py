@@ -9,15 +9,20 @@ for each, and two processes that build at once write the same name, each all at 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")  # tried in turn, after $CC
@@ -34,6 +39,7 @@ FLAGS = (
     "-shared",
     "-pthread",
 )
+RUNTIME = re.compile(r"/lib(gomp|iomp5|omp)[^/]*\.so[^/]*$")  # OpenMP's, GNU's and LLVM's
 # The processor at hand by x86's name for it, by Arm's, and not at all.
 PROCESSOR_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 
@@ -54,10 +60,35 @@ def load(source: str, *, extra_flags: tuple[str, ...] = ()) -> ctypes.CDLL:
         for processor_flags in PROCESSOR_FLAGS:
             flags = (*FLAGS, *processor_flags, *extra_flags)
             try:
-                return _kept_or_made(source, compiler, flags)
+                return _with_pool(_kept_or_made(source, compiler, flags))
             except BuildError as error:
                 reasons.append(str(error))
     raise BuildError(reasons[0] if reasons else "no C compiler was found")
+
+
+def _with_pool(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Tells an object that shares out work (workers.h) where torch's pool of threads is, if there is one."""
+    pool = pool_of_torch()
+    if pool is not None and hasattr(library, "regard_use_pool"):
+        library.regard_use_pool(ctypes.cast(pool, ctypes.c_void_p))
+    return library
+
+
+@functools.cache
+def pool_of_torch() -> Any:
+    """The function that runs another on threads of the OpenMP runtime that torch has loaded; None where it has none."""
+    try:
+        mapped = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    paths = {line.split(maxsplit=5)[5] for line in mapped if RUNTIME.search(line)}
+    of_torch = sorted(path for path in paths if Path(path).is_relative_to(Path(torch.__file__).parent))
+    for path in of_torch or sorted(paths):
+        try:
+            return ctypes.CDLL(path).GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+    return None
 
 
 def cache_folder() -> Path:

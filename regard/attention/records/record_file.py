@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regard.attention.axis import Axis
 from regard.attention.observation import Observation
 from regard.attention.pair_scores import PairScores
-from regard.attention.record_schema import AXIS_PARTS, SIDES, is_axis, is_known, level_of, problems
-from regard.attention.tensor_file import (
+from regard.attention.records.axis import Axis
+from regard.attention.records.record_schema import AXIS_PARTS, SIDES, is_axis, is_known, level_of, problems
+from regard.attention.records.tensor_file import (
     TensorFile,
     loads,
     open_tensors,

@@ -1,4 +1,4 @@
-"""Device code of the second pass on a GPU: `sweep`, launched by `triton_kernel`.
+"""Device code of the second pass on a GPU: `sweep`, launched by `kernel`.
 
 A program owns a block of queries of one head and goes through the keys that any of them may attend to, a tile at a
 time; tiles of which every pair is allowed run without any code for masks. What belongs to a query stays in registers;
@@ -12,7 +12,7 @@ warp holds. Programs that own keys in place of queries would spare these, but ne
 largest weights of a query.
 
 top_k: a query's keys fall into groups, one for each tile and thread that shares the row. Each such thread keeps the
-TOP groups whose largest scores are largest, without asking another thread; `triton_choose` looks into the best of
+TOP groups whose largest scores are largest, without asking another thread; `choose` looks into the best of
 them. None of the top_k keys is missed: every group that is better than its own holds a better key.
 """
 # ruff: noqa: N803, N806 (what the compiler knows is in capitals)
@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from regard.attention.triton_scores import (
+from regard.attention.triton.scores import (
     LN_2,
     LOG2_E,
     NEVER,

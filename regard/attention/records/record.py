@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from regard.attention import map_parts, record_file
-from regard.attention.axis import Axis
-from regard.attention.axis import over_words as axis_over_words
-from regard.attention.map_parts import MOST_SHOWN, Range
 from regard.attention.observation import Observation
-from regard.attention.record_file import FORMAT_VERSION as FORMAT_VERSION
-from regard.attention.rollout import kinds, rollout
+from regard.attention.records import map_parts, record_file
+from regard.attention.records.axis import Axis
+from regard.attention.records.axis import over_words as axis_over_words
+from regard.attention.records.map_parts import MOST_SHOWN, Range
+from regard.attention.records.record_file import FORMAT_VERSION as FORMAT_VERSION
+from regard.attention.records.rollout import kinds, rollout
 from regard.attention.words import Span, words_of
 from regard.errors import ModelFileError, ObservationError, suggestion
 

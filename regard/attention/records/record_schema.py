@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from regard.attention.tensor_file import DTYPES, version_of
+from regard.attention.records.tensor_file import DTYPES, version_of
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 INTEGERS = (torch.int64,)

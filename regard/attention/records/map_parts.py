@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regard.attention import trace
 from regard.attention.observation import Observation
-from regard.attention.record_file import coarser
+from regard.attention.records.record_file import coarser
 from regard.errors import ObservationError
 
 # Whole maps made out of a trace hold at most so many weights (64 MiB in float32): what is larger is asked for in parts.

@@ -1,4 +1,4 @@
-"""The second pass in Triton, for NVIDIA devices; `triton_sweep` says how it goes and `statistics` what it returns.
+"""The second pass in Triton, for NVIDIA devices; `sweep` says how it goes and `statistics` what it returns.
 
 Products are of the inputs' dtype and summed in float32 (float32 inputs: without tf32), all else is float32. `received`
 and `pooled` are summed by atomic additions: their last bits differ from run to run. Keys that tie for the last place of
@@ -219,7 +219,7 @@ def _sweep(
     top_groups: Tensor | None,
     cut: Blocks,
 ) -> None:
-    from regard.attention.triton_sweep import sweep
+    from regard.attention.triton.sweep import sweep
 
     grid_rows, grid_columns = wanted.grid or (1, 1)
     spanned_rows = _cells_spanned(grid_rows, pairs.query_len, cut.queries)
@@ -263,7 +263,7 @@ def _sweep(
 
 
 def _choose(pairs: PairScores, wanted: Wanted, found: Statistics, top_groups: Tensor, cut: Blocks) -> None:
-    from regard.attention.triton_choose import choose
+    from regard.attention.triton.choose import choose
 
     kept = top_groups.shape[-1]
     queries = 64 if interpreted() else 1

@@ -1,6 +1,6 @@
 """Device code of the second pass on a GPU: `choose`, which finds each query's largest weights.
 
-It computes the scores of the few groups of keys anew that `triton_sweep` kept for a query, and takes the largest ones
+It computes the scores of the few groups of keys anew that `sweep` kept for a query, and takes the largest ones
 one after the other.
 """
 # ruff: noqa: N803, N806 (what the compiler knows is in capitals)
@@ -11,8 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from regard.attention.triton_scores import LOG2_E, scores_of
-from regard.attention.triton_sweep import LANES
+from regard.attention.triton.scores import LOG2_E, scores_of
+from regard.attention.triton.sweep import LANES
 
 
 @triton.jit(do_not_specialize=["ranges_item", "heads", "group", "query_len", "key_len", "top_k"])

@@ -1,0 +1,1 @@
+"""The attention of a run kept: records, their file, and what is read off them."""

@@ -1,0 +1,1 @@
+"""The second pass on a GPU, in Triton."""
