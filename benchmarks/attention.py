@@ -33,7 +33,7 @@ from regard.attention import chunked, second_pass
 from regard.attention.attend import Attended, attend, explain_backend
 from regard.attention.masks import Causal, Global, Mask, Packed, Padding, Window
 from regard.attention.observation import Observe
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.errors import ConfigError
 
 HEADS, HEAD_DIM = 8, 64

@@ -42,6 +42,14 @@ class Interrupted(TrainingError):
     """Training was asked to stop (Ctrl-C, a signal) and did, after a checkpoint; the same command goes on from it."""
 
 
+class ToldByFirst(TrainingError):
+    """An error of a run of several processes that the first of them shows; this process has nothing to add."""
+
+
+class OfOneProcess(TrainingError):
+    """An error of a run of several processes that this process alone knows; says which one it is."""
+
+
 def suggestion(received: str, known: Iterable[str]) -> str:
     """', did you mean `x`?' when something close to `received` is known, else the empty string."""
     close = difflib.get_close_matches(received, list(known), n=1)

@@ -4,7 +4,8 @@ What a block's info string says:
 
     python              run; the blocks of a file share one namespace and one folder
     bash                every line run; `regard` in this process, a few harmless commands as they are
-    bash long, network  parsed: commands, options and targets must exist
+    bash long, network  parsed, as shell and by each command: options, targets, recipes must exist
+    bash slurm NAME.sh  the same of a script, for the blocks after it
     console             lines after "$ " run, and what they print compared; "..." stands for anything
     yaml NAME, tsv NAME a file of that name, for the blocks after it
     yaml recipe, model  every key documented, and every value the default unless its comment says otherwise
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import re
 import shlex
 import shutil
@@ -44,7 +46,7 @@ from regard.tasks.translate.training import train
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 HARMLESS = {"printf", "echo", "cat", "head", "ls", "mkdir"}  # run as they are, inside the test's folder
-ONLY_PARSED = {"make", "pip", "git", "cd", "python3", "tensorboard"}
+ONLY_PARSED = {"make", "pip", "git", "cd", "python3", "tensorboard", "export"}
 SCHEMAS: dict[str, Any] = {"recipe": TranslateRecipe, "model": EncoderDecoderConfig}
 
 
@@ -93,12 +95,40 @@ def check_command(words: list[str]) -> None:
     name, *arguments = words
     if name == "regard":
         check_regard(arguments)
+    elif name == "torchrun":
+        check_torchrun(arguments)
+    elif name == "srun":  # its own options are Slurm's, which is not here: --name=value
+        check_command(list(itertools.dropwhile(lambda word: word.startswith("--") and "=" in word, arguments)))
+    elif name == "sbatch":
+        [script] = arguments
+        assert Path(script).is_file(), f"no script {script}"
     elif name == "make":
         makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
         for target in arguments:
             assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"no target `{target}` in Makefile"
     else:
         assert name in ONLY_PARSED | HARMLESS, f"command `{name}` is not known to this test"
+
+
+def check_torchrun(arguments: list[str]) -> None:
+    """Fails unless torchrun takes these arguments, and regard what it passes on."""
+    from torch.distributed.run import get_args_parser
+
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            given = get_args_parser().parse_args(arguments)
+    except SystemExit:
+        raise AssertionError(complaint.getvalue().splitlines()[-1]) from None
+    assert given.module and given.training_script == "regard", "expected torchrun to start `-m regard`"
+    rest = given.training_script_args
+    check_regard(rest[1:] if rest[:1] == ["--"] else rest)
+
+
+def check_shell(content: str) -> None:
+    """Fails unless a shell can read it."""
+    read = subprocess.run(["bash", "-n"], input=content, capture_output=True, text=True, timeout=60)
+    assert read.returncode == 0, read.stderr.strip()
 
 
 def check_regard(arguments: list[str]) -> None:
@@ -309,9 +339,12 @@ def follow_block(block: Block, place: str, names: dict[str, Any]) -> None:
             for line in lines_of(block.content):
                 done = run_line(line)
                 assert done.status == 0, f"`{line}` ended with status {done.status}: {done.errors}"
-        case "bash", "long" | "network":
+        case "bash", about if about in ("long", "network") or re.fullmatch(r"slurm [\w-]+\.sh", about):
+            check_shell(block.content)
             for line in lines_of(block.content):
                 check_command(words_of(line))
+            if about.startswith("slurm "):
+                Path(about.removeprefix("slurm ")).write_text(block.content, encoding="utf-8")
         case "console", "":
             check_transcript(block.content)
         case "yaml", "recipe" | "model":
@@ -356,6 +389,14 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         ("```bash long\nregard train first.yaml --rnu runs/first\n```", "rnu"),
         ("```bash long\nregard trian first.yaml\n```", "trian"),
         ("```bash long\nregard train recipes/translate/none.yaml\n```", "no recipe recipes/translate/none.yaml"),
+        ("```bash long\ntorchrun --nproc-per-core 2 -m regard train first.yaml\n```", "--nproc-per-core"),
+        ("```bash long\ntorchrun --standalone -m regard train first.yaml --run runs/first\n```", "ambiguous option"),
+        ("```bash long\ntorchrun --standalone -m regard -- train first.yaml --rnu a\n```", "rnu"),
+        ("```bash long\ntorchrun --standalone train.py\n```", "expected torchrun to start `-m regard`"),
+        ("```bash long\nsrun --ntasks=2 torchrun --standalone -m regard trian first.yaml\n```", "trian"),
+        ("```bash long\nregard train 'first.yaml\n```", "unexpected EOF"),
+        ("```bash slurm job.sh\nsudo reboot\n```", "`sudo` is not known"),
+        ("```bash slurm job.sh\nexport A=1\n```\n```bash long\nsbatch jobs.sh\n```", "no script jobs.sh"),
         ("```bash network\nmake coffee\n```", "no target `coffee`"),
         ("```bash network\nsudo make test\n```", "`sudo` is not known"),
         ("```console\n$ echo one\ntwo\n```", "`echo one` printed:"),

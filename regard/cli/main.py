@@ -15,7 +15,8 @@ from typing import Annotated
 import typer
 
 from regard.cli import demo, evaluate, train, translate
-from regard.errors import Interrupted, RegardError
+from regard.errors import Interrupted, OfOneProcess, RegardError
+from regard.training.launch import is_first
 
 app = typer.Typer(
     name="regard",
@@ -69,11 +70,13 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Abort:
         return 130
     except Interrupted as stopped:
-        typer.echo(f"regard: {stopped}", err=True)
+        if is_first():
+            typer.echo(f"regard: {stopped}", err=True)
         return 130
     except RegardError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"regard: error: {line}", err=True)
+        if is_first() or isinstance(error, OfOneProcess):  # what all processes find, the first one tells
+            for line in str(error).splitlines():
+                typer.echo(f"regard: error: {line}", err=True)
         return 2
     except KeyboardInterrupt:
         typer.echo("regard: interrupted", err=True)

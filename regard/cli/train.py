@@ -10,6 +10,7 @@ import typer
 
 from regard.cli.progress import TrainingProgress
 from regard.errors import ConfigError, suggestion
+from regard.training.launch import is_first
 
 TASKS = ("translate",)
 
@@ -22,7 +23,10 @@ def train(
     run: Annotated[Path | None, typer.Option(help="Run directory; runs/<recipe's name> unless given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with the scores.")] = False,
 ) -> None:
-    """Train a model from a recipe. The same command again resumes where the run was stopped or killed."""
+    """Train a model from a recipe. The same command again resumes where the run was stopped or killed.
+
+    Started by torchrun, several processes train one model: torchrun --nproc-per-node 2 -m regard train RECIPE
+    """
     from regard.tasks.recipe import read_yaml, validated, with_overrides
 
     values = with_overrides(read_yaml(recipe), overrides or [])
@@ -35,6 +39,9 @@ def train(
 
     checked = validated(TranslateRecipe, values, str(recipe))
     folder = run or Path("runs") / recipe.stem
+    if not is_first():  # one of several processes, of which the first one prints
+        train_translation(checked, folder, origin=str(recipe))
+        return
     with TrainingProgress() as watcher:
         result = train_translation(checked, folder, origin=str(recipe), watcher=watcher)
     if as_json:

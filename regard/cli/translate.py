@@ -15,7 +15,7 @@ from regard.cli.inputs import BadInput, input_lines
 from regard.errors import ConfigError
 
 if TYPE_CHECKING:
-    from regard.attention.record import AttentionRecord
+    from regard.attention.records.record import AttentionRecord
     from regard.decoding.options import DecodingOptions
     from regard.tasks.translate.result import Translation
     from regard.tasks.translate.translator import Translator
@@ -142,6 +142,6 @@ def _check_attention(path: Path | None) -> None:
 def _write_attention(records: list[AttentionRecord], path: Path) -> None:
     if not records:
         raise ConfigError(f"--attention {path}: not written, there was no text to translate; give one")
-    from regard.attention.record import WRITERS
+    from regard.attention.records.record import WRITERS
 
     WRITERS[path.suffix](records, path)

@@ -1,11 +1,12 @@
 """Batches of similar length under a token budget, in an order that is a pure function of its position.
 
-What a step trains on depends on (seed, epoch, step, rank, world_size) and on nothing else: no iterator has a state to
-save, and a run resumed anywhere sees the batches it would have seen.
+What a step trains on depends on (seed, epoch, step) and on nothing else: no iterator has a state to save, and a run
+resumed anywhere, by however many processes, sees the batches it would have seen.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -71,6 +72,11 @@ class Sequences(NamedTuple):
         """Padding's part of all ids, 0 to 1."""
         return 1.0 - float(self.lengths.sum()) / max(self.ids.numel(), 1)
 
+    def rows(self, begin: int, end: int) -> Sequences:
+        """Some of the rows, padded to their own longest."""
+        lengths = self.lengths[begin:end]
+        return Sequences(self.ids[begin:end, : int(lengths.max())], lengths)
+
     def shifted(self) -> Tensor:
         """int64 [batch, longest]: what a decoder reads to predict `ids`: the begin token, then ids without the end."""
         inputs = self.ids.roll(1, dims=1)
@@ -125,6 +131,19 @@ class Batch:
         num_ids = sum(sequences.ids.numel() for sequences in self.roles.values())
         return 1.0 - sum(self.num_tokens(role) for role in self.roles) / max(num_ids, 1)
 
+    def split(self, num_pieces: int) -> list[Batch]:
+        """The same rows in so many pieces of nearly equal size, each padded to its own longest.
+
+        There are fewer pieces where there are fewer rows. Sums over the pieces are sums over the batch.
+        """
+        if num_pieces == 1:
+            return [self]
+        ends = np.linspace(0, len(self), min(num_pieces, len(self)) + 1).astype(int).tolist()
+        return [
+            Batch({role: part.rows(begin, end) for role, part in self.roles.items()}, self.indices[begin:end])
+            for begin, end in itertools.pairwise(ends)
+        ]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same with its tensors on `device`."""
         moved = {
@@ -136,98 +155,73 @@ class Batch:
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A place in the stream: the batch that step `index` of `epoch` trains on, both from 0."""
+    """A place in the stream: batch `index` of `epoch`, both from 0."""
 
     epoch: int = 0
     index: int = 0
 
 
 class BatchStream:
-    """The training batches of one rank, epoch after epoch without end.
+    """The training batches, epoch after epoch without end.
 
-    Every sentence is in exactly one batch of one rank in each epoch. An epoch's batches are cut anew from sentences in
-    order of length, ties broken by chance, and come in random order. All ranks have equally many steps: the largest
-    batches are halved until that works out. Only where every batch is a single sentence and their number is no multiple
-    of `world_size`, the remainder, other sentences each time, waits for another epoch.
+    Every sentence is in exactly one batch in each epoch. An epoch's batches are cut anew from sentences in order of
+    length, ties broken by chance, and come in random order.
     """
 
-    def __init__(
-        self,
-        corpus: Corpus,
-        budget: TokenBudget,
-        *,
-        seed: int,
-        roles: Sequence[str] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
+    def __init__(self, corpus: Corpus, budget: TokenBudget, *, seed: int, roles: Sequence[str] | None = None) -> None:
         """roles: which roles a batch holds, all of the corpus by default.
 
-        Raises: ConfigError for a rank outside the world; DataError when a sentence alone exceeds the budget, or when
-        there are fewer sentences than ranks.
+        Raises: ConfigError for a seed out of range; DataError when a sentence alone exceeds the budget.
         """
         if not 0 <= seed < 1 << 63:
             raise ConfigError(f"seed is {seed}, expected a number from 0 to 2^63 - 1")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"rank is {rank} of a world of {world_size}, expected 0 to {world_size - 1}")
         self.corpus = corpus
         self.budget = budget
         self.roles = tuple(roles) if roles is not None else corpus.roles
-        self._seed, self._rank, self._world_size = seed, rank, world_size
+        self._seed = seed
         self._lengths = [corpus.lengths(role) for role in self.roles]
         self._longest = np.maximum.reduce(self._lengths)
         _check_budget(corpus, self._longest, budget.batch_tokens)
-        if len(corpus) < world_size:
-            raise DataError(
-                f"{corpus.folder}: {len(corpus)} sentences for {world_size} ranks, expected one or more for each;"
-                " use fewer ranks"
-            )
-        self._cached: tuple[int, list[np.ndarray]] | None = None
+        self._cached: dict[int, list[np.ndarray]] = {}  # the last two epochs: loading ahead may be in the next one
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The corpus places of each batch of `epoch` for this rank, in training order."""
-        return self._all_batches(epoch)[self._rank :: self._world_size]
+        """The corpus places of each batch of `epoch`, in training order."""
+        if epoch not in self._cached:
+            chance = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], dtype=np.uint64)))
+            order = _by_length(self._lengths, chance, self.budget.length_noise)
+            ends = cut(self._longest[order], self.budget)
+            batches = np.split(order, ends[:-1])
+            for former in list(self._cached)[:-1]:
+                del self._cached[former]
+            self._cached[epoch] = [batches[place] for place in chance.permutation(len(batches))]
+        return self._cached[epoch]
 
     def num_batches(self, epoch: int) -> int:
-        """Steps in `epoch`, the same for all ranks; it may differ a little between epochs."""
-        return len(self._all_batches(epoch)) // self._world_size
+        """Batches in `epoch`; it may differ a little between epochs."""
+        return len(self.batches(epoch))
 
     def at(self, position: Position) -> Batch:
         """The batch at `position`."""
-        batches = self._all_batches(position.epoch)
-        if not 0 <= position.index < len(batches) // self._world_size:
-            raise IndexError(
-                f"step {position.index} of epoch {position.epoch}, which has {self.num_batches(position.epoch)}"
-            )
-        return load(self.corpus, batches[position.index * self._world_size + self._rank], self.roles)
+        batches = self.batches(position.epoch)
+        if not 0 <= position.index < len(batches):
+            raise IndexError(f"batch {position.index} of epoch {position.epoch}, which has {len(batches)}")
+        return load(self.corpus, batches[position.index], self.roles)
 
     def after(self, position: Position) -> Position:
-        """The place that follows `position`; what a checkpoint taken after that step keeps."""
+        """The place that follows `position`."""
         if position.index + 1 < self.num_batches(position.epoch):
             return Position(position.epoch, position.index + 1)
         return Position(position.epoch + 1, 0)
 
     def padding_share(self, epoch: int = 0) -> dict[str, float]:
-        """For each role padding's part of all ids in `epoch` over all ranks, 0 to 1."""
-        batches = self._all_batches(epoch)
+        """For each role padding's part of all ids in `epoch`, 0 to 1."""
+        batches = self.batches(epoch)
         shares = {}
         for role, lengths in zip(self.roles, self._lengths, strict=True):
             of_batches = [lengths[batch] for batch in batches]
             padded = sum(len(of_batch) * int(of_batch.max()) for of_batch in of_batches)
             shares[role] = 1.0 - sum(int(of_batch.sum(dtype=np.int64)) for of_batch in of_batches) / padded
         return shares
-
-    def _all_batches(self, epoch: int) -> list[np.ndarray]:
-        """The batches of all ranks; step i of rank r is number i * world_size + r."""
-        if self._cached is None or self._cached[0] != epoch:
-            chance = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], dtype=np.uint64)))
-            order = _by_length(self._lengths, chance, self.budget.length_noise)
-            ends = cut(self._longest[order], self.budget)
-            batches = _evened(np.split(order, ends[:-1]), self._world_size)
-            places = chance.permutation(len(batches))
-            places = places[: len(places) - len(places) % self._world_size]
-            self._cached = epoch, [batches[place] for place in places]
-        return self._cached[1]
 
 
 def load(corpus: Corpus, indices: np.ndarray, roles: Sequence[str] | None = None) -> Batch:
@@ -282,17 +276,6 @@ def _by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator, noise
         combined = combined * width + np.where(upwards, key, width - 1 - key)
         upwards ^= key % 2 == 1
     return order[np.argsort(combined, kind="stable")]
-
-
-def _evened(batches: list[np.ndarray], world_size: int) -> list[np.ndarray]:
-    """`batches` with the largest halved until their number is a multiple of `world_size`, or each is one sentence."""
-    while len(batches) % world_size:
-        largest = int(np.argmax([len(batch) for batch in batches]))
-        middle = len(batches[largest]) // 2
-        if middle == 0:
-            break
-        batches[largest : largest + 1] = [batches[largest][:middle], batches[largest][middle:]]
-    return batches
 
 
 def _check_budget(corpus: Corpus, longest: np.ndarray, batch_tokens: int) -> None:

@@ -66,6 +66,10 @@ class Corpus:
                 f"{folder / _DESCRIPTION}: damaged ({type(error).__name__} {error}); prepare the corpus again"
             ) from error
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process maps the files by itself; pickled otherwise, all of their content would travel."""
+        return Corpus.open, (self.folder,)
+
     def __len__(self) -> int:
         """Number of records."""
         return int(self.description["num_records"])

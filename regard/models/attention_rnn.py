@@ -6,30 +6,34 @@ token drive the recurrence; state, token and context together predict (eqs. 4 to
 Three things differ from the paper. The cell is torch's, which applies the reset gate after the recurrent product, where
 the paper applies it before. The readout takes the new state s_i, as eq. 4 does; appendix A.2.2 writes s_{i-1}. The
 readout's output is as wide as the embedding, so that the head can be tied to it.
+
+The conditional GRU (Sennrich et al. 2017, Nematus, sec. 3) has the same parts, but a transition of its own for the
+token, so that the query knows the token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.attention.attend import attend
-from regard.attention.masks import Padding
-from regard.attention.observation import Observation, Observe, joined, problems_of
+from regard.attention.observation import Observation, Observe
 from regard.attention.scores import Additive, Bilinear, Dot, Score
-from regard.errors import ConfigError, ObservationError
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.dropout import Dropout
 from regard.layers.head import HeadConfig, OutputHead
+from regard.layers.recurrence import LoopProduct, gru_update, initialise_recurrence
 from regard.models.decoder import Step, Vocabulary
 from regard.models.memory import Memory
-from regard.models.recurrent_encoder import initialise_recurrence
+from regard.models.recurrent_attention import ATTENTION_NAME, Looks, ReadMemory, refuse_positions
+from regard.models.recurrent_attention import LAYER as LAYER
 
-LAYER = "decoder.layers.0.cross"  # the one place where this decoder attends
+# A step of a recurrence: (the token's part of the gates, state) -> (next state, context).
+Transition = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,9 @@ class AttentionRNNConfig:
     model_dim: int  # width of the embedding, the state and the readout
     attention_dim: int  # width in which states and memory are compared
     score: Literal["additive", "dot", "bilinear"] = "additive"  # Bahdanau 2015; Luong 2015 "dot" and "general"
+    # What a token does. "gru": look, then one transition on token and context (Bahdanau 2015). "conditional-gru": a
+    # transition on the token, look, a transition on the context (Sennrich et al. 2017).
+    cell: Literal["gru", "conditional-gru"] = "gru"
     # Without positions, which a recurrence knows by itself; others are refused.
     embedding: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False))
     head: HeadConfig = field(default_factory=lambda: HeadConfig(bias=True))
@@ -50,24 +57,64 @@ class AttentionRNNConfig:
 
 @dataclass(frozen=True)
 class AttentionRNNState:
-    """What is carried from token to token.
-
-    hidden: [rows, model_dim]. keys [rows, 1, source_len, attention_dim] and values [rows, 1, source_len, memory_dim]:
-    the memory, projected once. lengths: [rows], real memory vectors. source: [rows], which source each row reads; lets
-    a reordering among rows of one source leave the memory alone.
-    """
+    """What is carried from token to token. hidden: [rows, model_dim]."""
 
     hidden: Tensor
-    keys: Tensor
-    values: Tensor
-    lengths: Tensor
-    source: Tensor
+    memory: ReadMemory
 
     def select(self, rows: Tensor) -> AttentionRNNState:
-        source = self.source[rows]
-        if torch.equal(source, self.source):
-            return AttentionRNNState(self.hidden[rows], self.keys, self.values, self.lengths, source)
-        return AttentionRNNState(self.hidden[rows], self.keys[rows], self.values[rows], self.lengths[rows], source)
+        return AttentionRNNState(self.hidden[rows], self.memory.select(rows))
+
+
+class LookThenUpdate(nn.GRUCell):
+    """s_i = GRU([y_{i-1}; c_i], s_{i-1}), c_i looked up with s_{i-1}. Bahdanau et al. 2015, appendix A.1.2."""
+
+    def __init__(self, token_dim: int, memory_dim: int, dim: int) -> None:
+        super().__init__(token_dim + memory_dim, dim)
+        self.token_dim = token_dim
+
+    def of_tokens(self, embedded: Tensor) -> Tensor:
+        """[rows, n, token_dim] -> what tokens add to the gates, for all steps at once."""
+        return F.linear(embedded, self.weight_ih[:, : self.token_dim], self.bias_ih)
+
+    def transition(self, look: Callable[[Tensor], Tensor]) -> Transition:
+        """The step of one loop. look: state -> context."""
+        of_context = LoopProduct(self.weight_ih[:, self.token_dim :])
+        of_hidden = LoopProduct(self.weight_hh, self.bias_hh)
+
+        def step(token: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            context = look(hidden)
+            return gru_update(token, of_hidden(hidden), hidden, of_context(context)), context
+
+        return step
+
+
+class UpdateLookUpdate(nn.Module):
+    """s'_i = GRU_1(y_{i-1}, s_{i-1}); s_i = GRU_2(c_i, s'_i), c_i looked up with s'_i. Sennrich et al. 2017, sec. 3."""
+
+    def __init__(self, token_dim: int, memory_dim: int, dim: int) -> None:
+        super().__init__()
+        self.first = nn.GRUCell(token_dim, dim)
+        self.second = nn.GRUCell(memory_dim, dim)
+
+    def of_tokens(self, embedded: Tensor) -> Tensor:
+        """[rows, n, token_dim] -> what tokens add to the first gates, for all steps at once."""
+        return F.linear(embedded, self.first.weight_ih, self.first.bias_ih)
+
+    def transition(self, look: Callable[[Tensor], Tensor]) -> Transition:
+        """The step of one loop. look: state -> context."""
+        of_context = LoopProduct(self.second.weight_ih, self.second.bias_ih)
+        of_hidden, of_middle = (LoopProduct(cell.weight_hh, cell.bias_hh) for cell in (self.first, self.second))
+
+        def step(token: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+            middle = gru_update(token, of_hidden(hidden), hidden)
+            context = look(middle)
+            return gru_update(of_context(context), of_middle(middle), middle), context
+
+        return step
+
+
+CELLS: dict[str, type[LookThenUpdate | UpdateLookUpdate]] = {"gru": LookThenUpdate, "conditional-gru": UpdateLookUpdate}
 
 
 class AttentionRNNDecoder(nn.Module):
@@ -80,7 +127,7 @@ class AttentionRNNDecoder(nn.Module):
     Raises: ConfigError when the embedding has positions: a step does not know its own.
     """
 
-    attention_name = "layers.0.cross"  # of the layer, to whoever observes the model: it attends in no module of its own
+    attention_name = ATTENTION_NAME
 
     def __init__(
         self,
@@ -92,11 +139,7 @@ class AttentionRNNDecoder(nn.Module):
         tie_head: bool = True,
     ) -> None:
         super().__init__()
-        if config.embedding.positions != "none":
-            raise ConfigError(
-                f"attention-rnn: embedding.positions is `{config.embedding.positions}`, expected `none`: "
-                "a recurrence knows the position by itself"
-            )
+        refuse_positions("attention-rnn", config.embedding)
         dim = config.model_dim
         self.outputs = Vocabulary(vocab)
         self.embedding = TextEmbedding(vocab, dim, config.embedding)
@@ -110,7 +153,7 @@ class AttentionRNNDecoder(nn.Module):
         shapes = {"additive": (1, config.attention_dim), "bilinear": (1, config.attention_dim, config.attention_dim)}
         shape = shapes.get(config.score)
         self.score_weight = None if shape is None else nn.Parameter(torch.zeros(shape))
-        self.cell = nn.GRUCell(dim + memory_dim, dim)
+        self.cell: LookThenUpdate | UpdateLookUpdate = CELLS[config.cell](dim, memory_dim, dim)
         self.readout = nn.Linear(dim + dim + memory_dim, 2 * dim)
         self.dropout = Dropout(config.dropout)
         weight = self.embedding.weight if tie_head else nn.Parameter(torch.empty(vocab, dim))
@@ -148,80 +191,30 @@ class AttentionRNNDecoder(nn.Module):
         memory = memories["source"]
         # The backward state at the first word has read the whole source: s_0 = tanh(W_s h_1), appendix A.2.2.
         first_backward = memory.vectors[:, 0, -self.backward_dim :]
-        rows = torch.arange(memory.vectors.shape[0], device=memory.vectors.device)
-        return AttentionRNNState(
-            hidden=torch.tanh(self.initial(first_backward)),
-            keys=self.key(memory.vectors)[:, None].to(memory.vectors.dtype),  # autocast narrows projections alone
-            values=memory.vectors[:, None],
-            lengths=memory.lengths,
-            source=rows,
-        )
+        hidden = torch.tanh(self.initial(first_backward)).to(memory.vectors.dtype)  # autocast narrows products alone
+        return AttentionRNNState(hidden, ReadMemory.of(self.key(memory.vectors), memory.vectors, memory.lengths))
 
     def read(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
     ) -> tuple[Tensor, AttentionRNNState, dict[str, Observation]]:
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
-        if observe:
-            _check(observe, tokens, state)
+        looks = Looks("attention-rnn", state.memory, self._score(), tokens.shape[1], observe)
+        query = LoopProduct(self.query.weight)
+        step = self.cell.transition(lambda hidden: looks.at(query(hidden)))
         embedded = self.dropout(self.embedding(tokens))
-        score, mask = self._score(), Padding(state.lengths)
-        hidden = state.hidden
-        read, observations = [], []
-        for index in range(tokens.shape[1]):
-            query = self.query(hidden)[:, None, None].to(state.keys.dtype)
-            asked = _of_query(observe, index, tokens.shape[1]) if observe else None
-            attended = attend(query, state.keys, state.values, score=score, mask=mask, observe=asked)
-            context = attended.output[:, 0, 0]
-            token = embedded[:, index]
-            hidden = self.cell(torch.cat([token, context], dim=-1), hidden)
-            read.append(torch.cat([hidden, token, context], dim=-1))
-            observations.append(attended.observation)
+        hidden, states, contexts = state.hidden, [], []
+        # Unbound, not indexed: the gradient of an index is as large as the whole.
+        for token in self.cell.of_tokens(embedded).unbind(1):
+            hidden, context = step(token, hidden)
+            states.append(hidden)
+            contexts.append(context)
+        read = torch.cat([torch.stack(states, 1), embedded, torch.stack(contexts, 1)], dim=-1)
         # Maxout over pairs (Goodfellow et al. 2013), appendix A.2.2.
-        predicted = self.readout(torch.stack(read, dim=1)).unflatten(-1, (-1, 2)).amax(dim=-1)
-        after = AttentionRNNState(hidden, state.keys, state.values, state.lengths, state.source)
-        return self.dropout(predicted), after, {LAYER: _join(observations, observe)} if observe else {}
+        predicted = self.readout(read).unflatten(-1, (-1, 2)).amax(dim=-1)
+        return self.dropout(predicted), AttentionRNNState(hidden, state.memory), looks.observations()
 
     def advance(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
     ) -> tuple[Step, AttentionRNNState]:
         hidden, state, observations = self.read(state, tokens, observe)
         return Step(self.head.log_probs(hidden), observations), state
-
-
-def _check(request: Observe, tokens: Tensor, state: AttentionRNNState) -> None:
-    """Raises ObservationError, naming all that cannot be observed of n queries that come one by one."""
-    problems = problems_of(request, tokens.shape[0], 1, tokens.shape[1], state.keys.shape[2])
-    if request.trace:
-        problems.append("observe.trace is of one call, and this decoder makes one a token; ask for rows instead")
-    if problems:
-        raise ObservationError("attention-rnn: " + "; ".join(problems))
-
-
-def _of_query(request: Observe, index: int, num_queries: int) -> Observe:
-    """What is asked of one of the queries, whose call knows no other."""
-    rows = request.rows
-    if rows is not None and rows != "all":
-        rows = (0,) if index in {row % num_queries for row in rows} else ()
-    received = request.received
-    return replace(
-        request,
-        received=received[:, index : index + 1] if isinstance(received, Tensor) else received,
-        rows=rows,
-        pooled=None if request.pooled is None else (1, request.pooled[1]),
-        queries=None if request.queries is None else request.queries[:, index : index + 1],
-    )
-
-
-def _join(steps: list[Observation], request: Observe) -> Observation:
-    """The observation of n queries that was asked for, out of n observations of one."""
-    if request.pooled is not None:
-        steps = [_placed(step, index * request.pooled[0] // len(steps), request) for index, step in enumerate(steps)]
-    return joined(steps, request, len(steps))
-
-
-def _placed(step: Observation, row: int, request: Observe) -> Observation:
-    """With its one row of the grid where it stands in the whole."""
-    assert step.pooled is not None and request.pooled is not None
-    pooled = step.pooled.new_zeros(*step.pooled.shape[:2], *request.pooled)
-    pooled[:, :, row] = step.pooled[:, :, 0]
-    return replace(step, pooled=pooled)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from regard.attention.observation import Observation, Observe
 from regard.errors import ConfigError
 from regard.models.attention_rnn import AttentionRNNConfig, AttentionRNNDecoder
+from regard.models.luong_rnn import LuongRNNConfig, LuongRNNDecoder
 from regard.models.memory import Memory
 from regard.models.recurrent_encoder import RecurrentEncoder, RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoder, TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoder, TransformerEncoderConfig
 
 EncoderConfig = TransformerEncoderConfig | RecurrentEncoderConfig
-DecoderConfig = TransformerDecoderConfig | AttentionRNNConfig
+DecoderConfig = TransformerDecoderConfig | AttentionRNNConfig | LuongRNNConfig
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def _build_encoder(vocab: int, config: EncoderConfig) -> TransformerEncoder | Re
 
 def _build_decoder(
     vocab: int, config: DecoderConfig, memory_dim: int, token_weight: nn.Parameter | None, *, tie_head: bool
-) -> TransformerDecoder | AttentionRNNDecoder:
+) -> TransformerDecoder | AttentionRNNDecoder | LuongRNNDecoder:
     if isinstance(config, TransformerDecoderConfig):
         return TransformerDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
+    if isinstance(config, LuongRNNConfig):
+        return LuongRNNDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
     return AttentionRNNDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)

@@ -1,6 +1,6 @@
-"""A bidirectional recurrent encoder: each memory vector has read the source from both ends.
+"""A recurrent encoder: each memory vector has read the source from both ends, or from its beginning alone.
 
-Source: Bahdanau et al. 2015, sec. 3.2.
+Source: Bahdanau et al. 2015, sec. 3.2 (bidirectional GRU); Luong et al. 2015, sec. 2 (stacked LSTM, forward alone).
 """
 
 from __future__ import annotations
@@ -9,24 +9,32 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from regard.attention.observation import Observation, Observe
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.dropout import Dropout
+from regard.layers.recurrence import LoopProduct, gru_update, initialise_recurrence, lstm_update
 from regard.models.memory import Memory
+
+CELLS = {"gru": nn.GRU, "lstm": nn.LSTM}
 
 
 @dataclass(frozen=True)
 class RecurrentEncoderConfig:
-    """A stack of bidirectional GRUs over one embedded source."""
+    """A stack of recurrent layers over one embedded source."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     type: Literal["recurrent"]
     model_dim: int  # width of the embedding and of each direction
     num_layers: int = 1
+    cell: Literal["gru", "lstm"] = "gru"  # Cho et al. 2014; Hochreiter and Schmidhuber 1997
+    # False: forward alone (Luong 2015). A decoder `attention-rnn` then begins without having read the source, as it
+    # takes the second half of the first memory vector for the backward state.
+    bidirectional: bool = True
     embedding: EmbeddingConfig = field(
         default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False)  # recurrence knows the position
     )
@@ -34,19 +42,17 @@ class RecurrentEncoderConfig:
 
 
 class RecurrentEncoder(nn.Module):
-    """Source ids -> memory of width 2 * model_dim: [forward state; backward state] at each position."""
+    """Source ids -> memory of width 2 * model_dim, [forward state; backward state] at each position, or model_dim."""
 
     def __init__(self, vocab: int, config: RecurrentEncoderConfig) -> None:
         super().__init__()
-        self.memory_dim = 2 * config.model_dim
-        self.embedding = TextEmbedding(vocab, config.model_dim, config.embedding)
+        dim = config.model_dim
+        self.memory_dim = 2 * dim if config.bidirectional else dim
+        self.embedding = TextEmbedding(vocab, dim, config.embedding)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
-            nn.GRU(
-                config.model_dim if index == 0 else 2 * config.model_dim,
-                config.model_dim,
-                batch_first=True,
-                bidirectional=True,
+            CELLS[config.cell](
+                dim if index == 0 else self.memory_dim, dim, batch_first=True, bidirectional=config.bidirectional
             )
             for index in range(config.num_layers)
         )
@@ -57,27 +63,59 @@ class RecurrentEncoder(nn.Module):
         self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
         """ids [batch, source_len], lengths [batch] -> (memory, no observations: nothing attends here)."""
+        # Torch's own layers are fast on a GPU alone; on a CPU a training step with them takes longer.
+        run = run_packed if ids.is_cuda else run_padded
         vectors = self.dropout(self.embedding(ids))
         for layer in self.layers:
-            # Packing keeps the backward direction from reading padding first. It knows no empty sequence: one is read
-            # as a single padding vector, which nothing attends to.
-            packed = pack_padded_sequence(vectors, lengths.cpu().clamp_min(1), batch_first=True, enforce_sorted=False)
-            states, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=ids.shape[1])
-            vectors = self.dropout(states)
+            assert isinstance(layer, nn.GRU | nn.LSTM)
+            vectors = self.dropout(run(layer, vectors, lengths))
         return Memory(vectors, lengths), {}
 
 
-def initialise_recurrence(layer: nn.Module) -> None:
-    """Orthogonal recurrent matrices, a gate each; N(0, 0.01^2) input matrices; zero biases.
+def run_packed(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """[batch, source_len, inputs] -> states [batch, source_len, dim or 2 * dim], 0 at padding; by torch's own layer."""
+    # Packing keeps the backward direction from reading padding first. It knows no empty sequence: one is read
+    # as a single padding vector, which nothing attends to.
+    packed = pack_padded_sequence(vectors, lengths.cpu().clamp_min(1), batch_first=True, enforce_sorted=False)
+    states, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=vectors.shape[1])
+    real: Tensor = torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None]
+    return (states * real[..., None]).to(vectors.dtype)
 
-    Source: Bahdanau et al. 2015, appendix B.1.
+
+def run_padded(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """The same by a loop that takes both directions in one step. A padded position leaves its state at 0.
+
+    Which costs nothing but its products: the forward direction meets padding last, the backward one first, where its
+    state is 0 anyway.
     """
-    for name, parameter in layer.named_parameters():
-        with torch.no_grad():
-            if "bias" in name:
-                parameter.zero_()
-            elif "weight_hh" in name:
-                for gate in parameter.chunk(parameter.shape[0] // parameter.shape[1], dim=0):
-                    nn.init.orthogonal_(gate)
-            else:
-                nn.init.normal_(parameter, std=0.01)
+    length = vectors.shape[1]
+    inputs, product = _outside_the_loop(layer, vectors)
+    real = torch.arange(length, device=vectors.device)[:, None] < lengths  # [source_len, batch]
+    real = torch.stack([real, real.flip(0)][: inputs.shape[1]], 1)[..., None].to(vectors.dtype)
+    shortest = int(lengths.min())
+    hidden = cell = vectors.new_zeros(inputs.shape[1], vectors.shape[0], layer.hidden_size)
+    states = []
+    for place, gates in enumerate(inputs.unbind(0)):
+        if isinstance(layer, nn.GRU):
+            hidden = gru_update(gates, product(hidden), hidden)
+        else:
+            hidden, cell = lstm_update(gates, cell, product(hidden))
+        if max(place, length - 1 - place) >= shortest:
+            hidden, cell = hidden * real[place], cell * real[place]
+        states.append(hidden)
+    forward, *backward = torch.stack(states, 1).unbind(0)  # each [source_len, batch, dim], in the order of its reading
+    return torch.cat([forward, *(states.flip(0) for states in backward)], -1).transpose(0, 1).contiguous()
+
+
+def _outside_the_loop(layer: nn.GRU | nn.LSTM, vectors: Tensor) -> tuple[Tensor, LoopProduct]:
+    """(what the inputs add to the gates, [source_len, directions, batch, gates], the second direction backwards; the
+    product with the state, of all directions at once)."""
+    kinds = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    directions = ("", "_reverse") if layer.bidirectional else ("",)
+    weights = [[getattr(layer, kind + direction) for direction in directions] for kind in kinds]
+    by_time = vectors.transpose(0, 1)
+    added = [
+        F.linear(by_time if index == 0 else by_time.flip(0), weight, bias)
+        for index, (weight, bias) in enumerate(zip(weights[0], weights[2], strict=True))
+    ]
+    return torch.stack(added, 1), LoopProduct(torch.stack(weights[1]), torch.stack(weights[3]))

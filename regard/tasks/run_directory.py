@@ -1,6 +1,7 @@
 """A run directory: the resolved recipe, who is training in it, and what came of it.
 
-recipe.yaml     the recipe with every default filled in; resuming with another is refused
+recipe.yaml     the recipe with every default filled in; resuming with another is refused, but for what does not
+                change what is trained (`FREE`)
 data/           tokenizers and prepared corpora
 checkpoints/    what resuming needs
 metrics.jsonl   losses and validations, a line each; tensorboard/ the same as events
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -26,13 +28,17 @@ from regard.training.disk import write_atomically
 RECIPE = "recipe.yaml"
 RESULT = "result.json"
 LOCK = ".lock"
+# How a run is carried out, which may change from one start to the next.
+FREE = frozenset({"data.workers", "training.parallel"})
+# The lock of a run that was killed is free as soon as the last process of it has noticed.
+LOCK_PATIENCE_SECONDS = 3.0
 
 _ANEW = "restore it, or give another --run to start anew"
 
 
 @contextmanager
 def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Path]:
-    """Holds the run directory for this process alone, with `recipe` (plain values) as its recipe.
+    """Holds the run directory for this run alone, with `recipe` (plain values) as its recipe.
 
     A folder that was made here and holds nothing but the lock at the end is removed.
 
@@ -47,14 +53,7 @@ def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Pat
         why = f"cannot be used as a run directory ({_reason(error)})"
         raise TrainingError(f"{folder}: {why}; give another with --run") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            why = "another process is training here"
-            raise TrainingError(f"{folder}: {why}; wait for it, or give another --run") from None
-        except OSError as error:
-            why = f"this disk has no locks ({_reason(error)})"
-            raise TrainingError(f"{folder}: {why}; give a --run on a local disk") from None
+        _take(lock, folder)
         try:
             _keep_recipe(folder / RECIPE, recipe, origin)
             yield folder
@@ -65,9 +64,25 @@ def opened(folder: Path, recipe: Mapping[str, Any], origin: str) -> Iterator[Pat
                     folder.rmdir()
 
 
+def _take(lock: IO[str], folder: Path) -> None:
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() - began > LOCK_PATIENCE_SECONDS:
+                why = "another process is training here"
+                raise TrainingError(f"{folder}: {why}; wait for it, or give another --run") from None
+            time.sleep(0.1)
+        except OSError as error:
+            why = f"this disk has no locks ({_reason(error)})"
+            raise TrainingError(f"{folder}: {why}; give a --run on a local disk") from None
+
+
 def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:
     if path.is_file():
-        changed = differences(_kept_recipe(path), dict(recipe))
+        changed = [key for key in differences(_kept_recipe(path), dict(recipe)) if key not in FREE]
         if changed:
             keys = ", ".join(f"`{key}`" for key in changed)
             raise ConfigError(

@@ -31,6 +31,7 @@ from regard.attention.pair_scores import PairScores
 from regard.data.batches import Batch
 from regard.errors import ObservationError
 from regard.training.monitor import Metrics
+from regard.training.processes import World
 
 SINK_KEYS = 1  # the first so many keys, whose share of the mass is told
 BLOCK_PAIRS = 2**22  # pairs of a materialised mask that are counted at once, a byte each
@@ -125,6 +126,15 @@ class Look:
             )
         return found
 
+    def numbers(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What was taken in so far, by layer, on the CPU: sums and largest, for `add`."""
+        return {layer: (sums.cpu(), self._largest[layer].cpu()) for layer, sums in self._sums.items()}
+
+    def add(self, numbers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """Takes in the `numbers` of another look at the same step."""
+        for layer, (sums, largest) in numbers.items():
+            self._add(layer, sums, largest)
+
     def _take_in(self, layer: str, calls: list[Observation], real: Tensor | None) -> None:
         """Adds a layer's calls, whose queries follow each other; real: bool [batch, query_len] of them together."""
         largest = torch.cat([_given(call.max_logit) for call in calls], dim=2)
@@ -147,11 +157,13 @@ class Look:
                 for values in (entropy, ceiling, sink_mass, torch.ones_like(entropy))
             ]
         )
-        most = torch.where(counted, largest, float("-inf")).amax((0, 2)).double()
+        self._add(layer, sums, torch.where(counted, largest, float("-inf")).amax((0, 2)).double())
+
+    def _add(self, layer: str, sums: Tensor, largest: Tensor) -> None:
         if layer in self._sums:
             sums = sums + self._sums[layer]
-            most = torch.maximum(most, self._largest[layer])
-        self._sums[layer], self._largest[layer] = sums, most
+            largest = torch.maximum(largest, self._largest[layer])
+        self._sums[layer], self._largest[layer] = sums, largest
 
 
 class AttentionMonitor:
@@ -199,6 +211,17 @@ class AttentionMonitor:
                     self.every = None
                     self._said(f"attention is not monitored: {error}; training.attention_every null leaves this out")
         return forward()
+
+    def join(self, look: Look, world: World) -> Look:
+        """What all processes saw of a step; where one of them cannot be observed, none is from here on."""
+        if world.size == 1:
+            return look
+        joined = Look(self._real_queries)
+        for every, trace, numbers in world.gathered((self.every, self._trace, look.numbers())):
+            self.every = None if every is None else self.every
+            self._trace &= trace
+            joined.add(numbers)
+        return joined
 
     def tell(self, step: int, look: Look, metrics: Metrics) -> None:
         """Writes what a look found, a line and an event a number, and warns."""

@@ -1,152 +1,157 @@
 """Checkpoints: everything a run needs to go on exactly, written so that a kill at any instant leaves a usable one.
 
-A checkpoint is written under another name, flushed to the disk and renamed; only then are older ones deleted. Reading
-takes the newest that is whole. Checkpoints are local and never shared; what is shared is `model/`.
+Each is a folder (`checkpoint_folder`) that appears whole; only then are older ones deleted. Reading takes the newest
+that is whole. One process or a hundred write and read the same ones. Checkpoints are local and never shared; what is
+shared is `model/`.
 
-    step-000000500.pt      after every `checkpoint_every` steps and at the end; the newest few stay and can be averaged
-    stopped-000000523.pt   where a run was asked to stop; gone after the next checkpoint, and never averaged, so that a
-                           run that was interrupted ends as one that was not
-    best.pt                the weights of the best validation
+    step-000000500/      after every `checkpoint_every` steps and at the end; the newest few stay and can be averaged
+    stopped-000000523/   where a run was asked to stop; gone after the next checkpoint, and never averaged, so that a
+                         run that was interrupted ends as one that was not
+    best/                the weights of the best validation
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-import torch
+from torch import Tensor
 
 from regard.errors import TrainingError
-from regard.training.disk import write_atomically
+from regard.training import checkpoint_folder
+from regard.training.disk import delete_folder, recover_folders
+from regard.training.processes import World
 
-NAME = re.compile(r"(step|stopped)-(\d{9,})\.pt")
-BEST = "best.pt"
-MARK = b"regard checkpoint, sha256 before this: "  # then the hash: the last bytes of a whole file
+NAME = re.compile(r"(step|stopped)-(\d{9,})")
+BEST = "best"
+FORMER = re.compile(r"(step|stopped)-\d{9,}\.pt")  # files of format 2, before there were several processes
+
+
+class Saved(NamedTuple):
+    """A whole checkpoint: where its tensors lie, and its plain values."""
+
+    path: Path
+    state: dict[str, Any]
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fills `tensors` by their names; all processes call it. Raises: TrainingError for what is not in it."""
+        checkpoint_folder.load(self.path, tensors)
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`; the newest `keep` stay. said: is told of every damaged one."""
+    """The checkpoints of one run, in `folder`; the newest `keep` stay. said: is told of every damaged one.
 
-    def __init__(self, folder: Path, keep: int, said: Callable[[str], None] = lambda message: None) -> None:
+    Whatever writes or reads is called by all processes of `world` together.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        said: Callable[[str], None] = lambda message: None,
+        world: World = World(),  # noqa: B008 (frozen)
+    ) -> None:
         self.folder = folder
         self.keep = keep
         self.said = said
+        self.world = world
 
     def path(self, step: int, *, stopped: bool = False) -> Path:
         """Where the checkpoint of `step` lies."""
-        return self.folder / f"{'stopped' if stopped else 'step'}-{step:09d}.pt"
+        return self.folder / f"{'stopped' if stopped else 'step'}-{step:09d}"
 
     def steps(self) -> list[int]:
         """The steps of the checkpoints that stay, oldest first; those of a stopped run do not count."""
-        return [step for step, kind, _ in self._found() if kind == "step"]
+        return [step for step, kind, _ in self._found() if kind == "step"][-self.keep :]
 
     def newest_path(self) -> Path | None:
-        """The newest checkpoint's file, or None."""
+        """The newest checkpoint, or None."""
         found = self._found()
         return found[-1][2] if found else None
 
-    def save(self, step: int, state: dict[str, Any], *, stopped: bool = False) -> Path:
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, stopped: bool = False
+    ) -> Path:
         """Writes the checkpoint of `step`, then deletes those past `keep` and what stopped runs left up to here.
 
         stopped: the run ends here because it was asked to. Raises: TrainingError when the disk is full.
         """
         path = self.path(step, stopped=stopped)
-        self._write(path, state)
-        for old in self.steps()[: -self.keep]:
-            self.path(old).unlink(missing_ok=True)
-        for other_step, kind, other in self._found():
-            if kind == "stopped" and other != path and other_step <= step:
-                other.unlink(missing_ok=True)
+        self._write(path, tensors, state)
+        self.world.first(lambda: self._tidy(path))
         return path
 
-    def save_best(self, weights: dict[str, Any]) -> None:
+    def save_best(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Writes the weights of the best validation so far. Raises: TrainingError when the disk is full."""
-        self._write(self.folder / BEST, weights)
+        self._write(self.folder / BEST, tensors, state)
 
-    def load_newest(self) -> dict[str, Any] | None:
+    def newest(self) -> Saved | None:
         """The newest whole checkpoint, or None when there is none.
 
         A damaged one is passed over for the one before. Raises: TrainingError when all are damaged.
         """
-        self.clear_unfinished()
-        found = self._found()
-        for _, _, path in reversed(found):
-            state = read(path)
+        paths: list[Path] = self.world.first(self._to_go_on_from)
+        for path in paths:
+            state = checkpoint_folder.whole_state(path, self.world)
             if state is not None:
-                return state
+                self.world.first(partial(self._tidy, path))  # a kill may have come before it was done
+                return Saved(path, state)
             self.said(f"{path}: damaged, passed over for the checkpoint before it")
-        if found:
-            raise TrainingError(f"{self.folder}: no checkpoint can be read; delete this folder to start the run again")
+        if paths:
+            raise self.world.told_once(
+                TrainingError(f"{self.folder}: no checkpoint can be read; delete this folder to start the run again")
+            )
         return None
 
-    def load_best(self) -> dict[str, Any] | None:
+    def best(self) -> Saved | None:
         """The weights and score of the best validation, or None."""
-        return read(self.folder / BEST)
+        state = checkpoint_folder.whole_state(self.folder / BEST, self.world)
+        return None if state is None else Saved(self.folder / BEST, state)
 
-    def kept(self) -> Iterator[dict[str, Any]]:
-        """The checkpoints that stay, oldest first, one in memory at a time; a damaged one is left out."""
-        for step in self.steps():
-            state = read(self.path(step))
+    def kept(self) -> Iterator[Saved]:
+        """The checkpoints that stay, oldest first; a damaged one is left out."""
+        for step in self.world.first(self.steps):
+            path = self.path(step)
+            state = checkpoint_folder.whole_state(path, self.world)
             if state is None:
-                self.said(f"{self.path(step)}: damaged, left out")
+                self.said(f"{path}: damaged, left out")
             else:
-                yield state
+                yield Saved(path, state)
 
-    def clear_unfinished(self) -> None:
-        """Deletes what a killed write left behind."""
-        if self.folder.is_dir():
-            for path in self.folder.glob("*.unfinished"):
-                path.unlink(missing_ok=True)
+    def _to_go_on_from(self) -> list[Path]:
+        """All checkpoints, newest first, after what killed writes have left was put right."""
+        recover_folders(self.folder)
+        found = self._found()
+        former = (
+            [] if found or not self.folder.is_dir() else [p for p in self.folder.iterdir() if FORMER.fullmatch(p.name)]
+        )
+        if former:
+            was = "checkpoints of format 2, this regard goes on from 3"
+            raise TrainingError(f"{self.folder}: {was}; take the regard that wrote them, or another run")
+        return [path for _, _, path in reversed(found)]
 
     def _found(self) -> list[tuple[int, str, Path]]:
-        """(step, kind, file) of all checkpoints, oldest first; of one step, the regular one last."""
+        """(step, kind, folder) of all checkpoints, oldest first; of one step, the regular one last."""
         if not self.folder.is_dir():
             return []
         matches = ((NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
         found = [(int(match[2]), match[1], path) for match, path in matches if match]
         return sorted(found, key=lambda one: (one[0], one[1] == "step"))
 
-    def _write(self, path: Path, state: dict[str, Any]) -> None:
+    def _tidy(self, path: Path) -> None:
+        """Deletes what the checkpoint at `path` makes needless."""
+        found = self._found()
+        [step] = [step for step, _, other in found if other == path]
+        regular = [other for _, kind, other in found if kind == "step"]
+        stopped = [other for other_step, kind, other in found if kind == "stopped" and other_step <= step]
+        for old in [*regular[: -self.keep], *stopped]:
+            if old != path:
+                delete_folder(old)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         newest = self.newest_path()
         usable = f"the last usable checkpoint is {newest}" if newest else "there is no earlier checkpoint"
-        write_atomically(path, lambda file: write(state, file), usable=usable)
-
-
-def read(path: Path) -> dict[str, Any] | None:
-    """What `write` wrote, tensors on the CPU; None when the file is missing or damaged."""
-    try:
-        with path.open("rb") as file:
-            content_bytes = file.seek(0, os.SEEK_END) - len(MARK) - hashlib.sha256().digest_size
-            if content_bytes < 0:
-                return None
-            file.seek(content_bytes)
-            end = file.read()
-            if end != MARK + _sha256(file, content_bytes):
-                return None
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises a different kind for each way of not being able to read
-        return None
-    return state
-
-
-def write(state: dict[str, Any], file: BinaryIO) -> None:
-    """Writes `state` and a hash of all of it: torch checks nothing, and reads a flipped bit as a wrong weight."""
-    torch.save(state, file)
-    file.flush()
-    end = MARK + _sha256(file, file.tell())
-    file.seek(0, os.SEEK_END)
-    file.write(end)
-
-
-def _sha256(file: BinaryIO, num_bytes: int) -> bytes:
-    """The hash of the first `num_bytes` of a file."""
-    digest = hashlib.sha256()
-    file.seek(0)
-    while num_bytes and (part := file.read(min(num_bytes, 1 << 20))):
-        digest.update(part)
-        num_bytes -= len(part)
-    return digest.digest()
+        checkpoint_folder.write(path, tensors, state, self.world, usable=usable)

@@ -46,7 +46,11 @@ class TrainingConfig:
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     label_smoothing: float = 0.1
     clip_norm: float | None = 1.0  # largest norm of the gradient; null: never clipped
-    accumulate: int = 1  # batches a step, as if they were one
+    # Batches an update, as if they were one. Several processes share them: a multiple of their number.
+    accumulate: int = 1
+    # How several processes hold the model: "replicate", each all of it; "shard", each a part of every parameter and of
+    # what is kept with it, for models too large for one device. A run may go on with the other.
+    parallel: Literal["replicate", "shard"] = "replicate"
     # "auto": bfloat16 products where the processor has them, else float32. A run keeps to the end what it began with,
     # also on another machine.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

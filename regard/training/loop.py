@@ -1,40 +1,42 @@
 """The training loop: exact after any kill, because everything random is a pure function of (seed, position).
 
 Batch order comes from the stream, dropout from (seed, step, part of the step); a checkpoint holds the rest. What is
-validated, kept and averaged is the moving average of the weights where the recipe asks for one.
+validated, kept and averaged is the moving average of the weights where the recipe asks for one. Several processes run
+the same loop in step: `update` shares out the batches, `parallel` the model, and the first process validates, writes
+and speaks.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from regard.data.batches import Batch, BatchStream, Position
+from regard.data.loading import batches_from
 from regard.errors import ConfigError, Interrupted, TrainingError
-from regard.training.attention_monitor import AttentionMonitor, Look, RealQueries
-from regard.training.averaging import MovingAverage, load_weights, mean_of, swapped_in, weights_of
-from regard.training.checkpoint import Checkpoints
+from regard.training.attention_monitor import AttentionMonitor, RealQueries
+from regard.training.averaging import MovingAverage, mean_of
+from regard.training.checkpoint import Checkpoints, Saved
 from regard.training.config import TrainingConfig
-from regard.training.monitor import Metrics, Silent, Watcher
-from regard.training.objective import Loss
+from regard.training.monitor import Metrics, NoMetrics, Silent, Watcher
+from regard.training.optimizer import state_tensors
+from regard.training.parallel import Objective, spread
 from regard.training.precision import changes, numerics, resolved_precision
+from regard.training.processes import World, check_parts
 from regard.training.schedule import learning_rate
+from regard.training.stopping import BrokenOff, StopRequest
+from regard.training.update import Updates
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
-Objective = Callable[[nn.Module, Batch, torch.dtype], Loss]  # the summed loss of a batch, products in the given dtype
 Validate = Callable[[nn.Module], dict[str, float]]  # the model is in evaluation mode; higher is better
 
 
@@ -55,13 +57,16 @@ class Summary:
 
 
 class Trainer:
-    """One run of one model.
+    """One run of one model, or one process's part of it.
 
     objective: the summed loss of a batch. validate: scores of a model, a pure function of its weights; the score called
-    `metric` decides, higher is better.
-    keep_best: called with the model holding the weights of a new best validation. seed: of dropout.
-    real_queries: which positions of a batch are no padding, for the looks at attention; see `attention_monitor`.
-    folder: holds metrics, events and checkpoints; a run that finds its own checkpoint there goes on from it.
+    `metric` decides, higher is better. keep_best: called with the model holding the weights of a new best validation.
+    Both are called in the first process alone. seed: of dropout. real_queries: which positions of a batch are no
+    padding, for the looks at attention; see `attention_monitor`. workers: processes that load batches ahead.
+    folder: holds metrics, events and checkpoints; a run that finds its own checkpoint there goes on from it, whatever
+    the number of processes that wrote it. world: the processes of the run.
+
+    Raises: ConfigError when the batches of an update cannot be shared out evenly.
     """
 
     def __init__(
@@ -78,49 +83,56 @@ class Trainer:
         keep_best: Callable[[nn.Module], None] = lambda model: None,
         watcher: Watcher | None = None,
         real_queries: RealQueries = lambda batch: {},
+        workers: int = 0,
+        world: World = World(),  # noqa: B008 (frozen)
         device: torch.device | str = "cpu",
     ) -> None:
         persistent = set(model.state_dict()) & {name for name, _ in model.named_buffers()}
         assert not persistent, f"checkpoints and averages hold parameters, not the trained buffers {sorted(persistent)}"
+        check_parts(config.accumulate, world)
+        self.world = world
         self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.model = model
         self.stream = stream
         self.config = config
-        self.objective = objective
         self.validate = validate
         self.metric = metric
-        self.seed = seed
         self.keep_best = keep_best
-        self.watcher = Silent() if watcher is None else watcher
-        self.metrics = Metrics(folder)
-        self.attention = AttentionMonitor(config.attention_every, said=self.watcher.said, real_queries=real_queries)
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, self.watcher.said)
+        self.workers = workers
+        self.watcher = watcher if watcher is not None and world.is_first else Silent()
+        said = self.watcher.said
+        self.metrics = Metrics(folder) if world.is_first else NoMetrics(folder)
+        self.attention = AttentionMonitor(config.attention_every, said=said, real_queries=real_queries)
+        self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, said, world)
         self.dtype = resolved_precision(config.precision, self.device)
-        self.optimizer = _adamw(model, config)
-        self.average = None if config.ema_decay is None else MovingAverage(model, config.ema_decay)
+        self.spread = spread(model, objective, config.parallel, world, self.device)
+        self.trained = self.spread.trained
+        self.updates = Updates(
+            self.spread, config, self.attention, seed=seed, world=world, device=self.device, said=said
+        )
+        self.average = None if config.ema_decay is None else MovingAverage(self.trained, config.ema_decay)
+        self.stop = StopRequest()
         self.step = 0
         self.position = Position()
         self.best_step, self.best_score = 0, -math.inf
         self.num_tokens = 0  # target tokens trained on
         self.failures = 0  # validations since the best one
         self.closed = True  # the validation and the checkpoint that are due after the last update are done
-        self.stopping = False  # a signal asked for an end
-        self._breakable = False  # a signal may break in at once
 
     def run(self) -> Summary:
-        """Trains to the end and leaves the chosen weights in the model.
+        """Trains to the end and leaves the chosen weights in the model, in the first process at least.
 
         Raises: Interrupted after Ctrl-C or a termination signal; TrainingError for a non-finite loss or a full disk.
         """
         try:
             self._open()
-            with self._signals():
+            with self.stop.heard(self.watcher.said), closing(self._own_batches()) as batches:
                 if not self.closed:
                     self._close_step()
                 while self.step < self.config.max_steps and not self._out_of_patience():
-                    self._train_step()
+                    self._train_step(batches)
                     self._close_step()
-                    if self.stopping:
+                    if self._must_stop():
                         raise self._stopped()
                 return self._finish()
         except KeyboardInterrupt:  # a second Ctrl-C, or one outside the loop
@@ -137,26 +149,47 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _train_step(self) -> None:
+    def _train_step(self, batches: Iterator[Batch]) -> None:
         """An update and its line of metrics."""
         config = self.config
         began = time.perf_counter()
         self.step += 1
         self.closed = False
-        look = self.attention.look(self.step)
-        nll, norm, num_tokens, padding = self._update(look)
-        self.num_tokens += num_tokens
+        numbers = range(self.world.rank, config.accumulate, self.world.size)
+        parts = [(number, next(batches)) for number in numbers]
+        for _ in range(config.accumulate):
+            self.position = self.stream.after(self.position)
+        outcome = self.updates.take(self.step, parts, self.dtype)
+        if not outcome.is_finite:
+            raise self.world.told_once(self._not_finite())
+        if self.average is not None:
+            self.average.update(self.trained, self.step)
+        self.num_tokens += outcome.num_tokens
         log = self.step % config.log_every == 0 or self.step == config.max_steps
-        loss = nll / num_tokens if log else None
+        loss = outcome.nll / outcome.num_tokens if log else None
         seconds = time.perf_counter() - began
         if loss is not None:
             rate = learning_rate(self.step, config.max_steps, config.schedule)
-            values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm, "padding_share": padding}
-            self.metrics.write(self.step, {**values, "epoch": self.position.epoch, "tokens": self.num_tokens})
-            self.metrics.event(self.step, "tokens_per_second", num_tokens / seconds)
-        if look is not None:
-            self.attention.tell(self.step, look, self.metrics)
-        self.watcher.stepped(self.step, loss, num_tokens, seconds)
+            values = {"loss": loss, "learning_rate": rate, "gradient_norm": outcome.norm}
+            shares = {"padding_share": outcome.padding_share, "epoch": self.position.epoch, "tokens": self.num_tokens}
+            self.metrics.write(self.step, {**values, **shares})
+            self.metrics.event(self.step, "tokens_per_second", outcome.num_tokens / seconds)
+        if outcome.look is not None:
+            self.attention.tell(self.step, outcome.look, self.metrics)
+        self.watcher.stepped(self.step, loss, outcome.num_tokens, seconds)
+
+    def _own_batches(self) -> Generator[Batch, None, None]:
+        """This process's share of all batches from here on."""
+        return batches_from(self.stream, self._own_positions(), self.workers, pinned=self.device.type == "cuda")
+
+    def _own_positions(self) -> Iterator[Position]:
+        """Every `world.size`-th one: an update has a multiple of that."""
+        position = self.position
+        while True:
+            for rank in range(self.world.size):
+                if rank == self.world.rank:
+                    yield position
+                position = self.stream.after(position)
 
     def _close_step(self) -> None:
         """The validation and the checkpoint that are due after the update."""
@@ -164,57 +197,22 @@ class Trainer:
         if self.step % self.config.validate_every == 0 or last:
             try:
                 self._validate()
-            except _StopValidation:
+            except BrokenOff:
                 raise self._stopped() from None
         self.closed = True
         if self.step % self.config.checkpoint_every == 0 or last or self._out_of_patience():
             self._checkpoint()
 
-    def _update(self, look: Look | None) -> tuple[float, float, int, float]:
-        """One optimiser update -> (summed nll, gradient norm, target tokens, padding share)."""
-        parts = []
-        for _ in range(self.config.accumulate):
-            parts.append(self.stream.at(self.position))
-            self.position = self.stream.after(self.position)
-        num_tokens = sum(part.num_target_tokens for part in parts)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        self.model.train()
-        for index, part in enumerate(parts):
-            part = part.to(self.device)
-            loss = self.attention.through(look, self.model, part, partial(self._loss, index, part))
-            (loss.objective / num_tokens).backward()
-            total += loss.nll
-        parameters = list(self.model.parameters())
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.clip_norm or math.inf))
-        nll = float(total)
-        if not math.isfinite(norm + nll):
-            usable = self.checkpoints.newest_path()
-            remedy = "start another run with a lower training.schedule.peak or with training.precision float32"
-            saved = f"the last usable checkpoint is {usable}" if usable else "no checkpoint was written yet"
-            raise TrainingError(f"step {self.step}: the loss or its gradient is not finite; {saved}; {remedy}")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.config.max_steps, self.config.schedule)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(self.model, self.step)
-        return nll, norm, num_tokens, sum(part.padding_share for part in parts) / len(parts)
-
-    def _loss(self, index: int, part: Batch) -> Loss:
-        """The summed loss of the step's part number `index`; nothing but the weights decides it."""
-        seed_dropout(self.seed, self.step, index)
-        return self.objective(self.model, part, self.dtype)
-
     def _validate(self) -> None:
         began = time.perf_counter()
-        with swapped_in(self.model, self._kept_weights()), torch.no_grad():
-            scores = self._scores()
+        with self.spread.whole(self._kept_weights()) as model:
+            scores = self._scores(model)
             score = scores[self.metric]
             better = score > self.best_score  # never, where the score is not a number
             if better:
                 self.best_step, self.best_score, self.failures = self.step, score, 0
-                self.checkpoints.save_best({"step": self.step, "score": score, "weights": weights_of(self.model)})
-                self.keep_best(self.model)
+                self.checkpoints.save_best(_named("weights", self._weights()), {"step": self.step, "score": score})
+                self.world.first(lambda: self.keep_best(model))
             else:
                 self.failures += 1
         self.metrics.write(self.step, {f"validation_{name}": value for name, value in scores.items()})
@@ -222,22 +220,33 @@ class Trainer:
         seconds = time.perf_counter() - began
         self.watcher.said(f"step {self.step}: {told}{' (best)' if better else ''} [{seconds:.0f} s]")
 
-    def _scores(self) -> dict[str, float]:
-        """What validation says of the model as it stands. Raises: _StopValidation when a signal asks for an end."""
-        try:
-            self._breakable = True
-            if self.stopping:  # asked for during the step: a validation may take minutes
-                raise _StopValidation
-            scores = self.validate(self.model)
-        finally:
-            self._breakable = False
+    def _scores(self, model: nn.Module) -> dict[str, float]:
+        """What validation says of the model as it stands. Raises: BrokenOff when a signal asks for an end."""
+
+        def found() -> dict[str, float] | None:
+            try:
+                with self.stop.breakable():  # a validation may take minutes
+                    return self.validate(model)
+            except BrokenOff:
+                return None
+
+        scores = self.world.first(found)
+        if scores is None:
+            raise BrokenOff
         if self.metric not in scores:
             given = ", ".join(scores)
-            raise ConfigError(f"validation gives {given}, not `{self.metric}`; set validation.metric to one of these")
+            what = f"validation gives {given}, not `{self.metric}`; set validation.metric to one of these"
+            raise self.world.told_once(ConfigError(what))
         return scores
 
     def _out_of_patience(self) -> bool:
         return self.config.patience is not None and self.failures >= self.config.patience
+
+    def _not_finite(self) -> TrainingError:
+        usable = self.checkpoints.newest_path()
+        remedy = "start another run with a lower training.schedule.peak or with training.precision float32"
+        saved = f"the last usable checkpoint is {usable}" if usable else "no checkpoint was written yet"
+        return TrainingError(f"step {self.step}: the loss or its gradient is not finite; {saved}; {remedy}")
 
     # -- keeping and resuming ------------------------------------------------------------------------------------------
 
@@ -245,28 +254,46 @@ class Trainer:
         """What is validated and averaged; None stands for the model's own weights."""
         return None if self.average is None else self.average.weights
 
+    def _weights(self) -> dict[str, Tensor]:
+        """What is validated and averaged, the tensors themselves."""
+        return self._kept_weights() or self._own_weights()
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.trained.named_parameters()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds in tensors; what is loaded into them is in force."""
+        average = _named("average", self._kept_weights() or {})
+        return {
+            **_named("weights", self._own_weights()),
+            **_named("optimizer", state_tensors(self.updates.optimizer, self.trained)),
+            **average,
+        }
+
     def _checkpoint(self, *, stopped: bool = False) -> None:
-        size = self.metrics.flush()
         state: dict[str, Any] = {
             "version": STATE_VERSION,
             "step": self.step,
             "closed": self.closed,
             "position": [self.position.epoch, self.position.index],
             "num_tokens": self.num_tokens,
-            "weights": weights_of(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self._kept_weights(),
+            "average": self.average is not None,
             "best": [self.best_step, self.best_score],
             "failures": self.failures,
-            "metrics_size": size,
+            "metrics_size": self.metrics.flush(),
             "attention": self.attention.state(),
-            "numerics": numerics(self.dtype, self.device),
+            "pieces": self.updates.settled,
+            "numerics": numerics(self.dtype, self.device, self.world.size),
         }
-        self.checkpoints.save(self.step, state, stopped=stopped)
+        self.checkpoints.save(self.step, self._tensors(), state, stopped=stopped)
+
+    def _must_stop(self) -> bool:
+        """Whether a signal has asked any of the processes to stop."""
+        return bool(self.world.exchanged(self.stop.asked).any())
 
     def _stopped(self) -> Interrupted:
         """Keeps the run as it stands, unless the last checkpoint has just done so; what to raise."""
-        if not (self.closed and self.checkpoints.steps()[-1:] == [self.step]):
+        if not (self.closed and self.world.first(self.checkpoints.steps)[-1:] == [self.step]):
             self._checkpoint(stopped=True)
         return Interrupted(f"stopped after step {self.step}; {self._way_on()}")
 
@@ -276,26 +303,27 @@ class Trainer:
 
     def _resume(self) -> int:
         """Takes up the newest checkpoint; returns the size of the metrics file that belongs to it."""
-        state = self.checkpoints.load_newest()
-        if state is None:
+        saved = self.checkpoints.newest()
+        if saved is None:
             return 0
+        state = saved.state
         if state.get("version") != STATE_VERSION:
             found = f"checkpoints of format {state.get('version')}, this regard goes on from {STATE_VERSION}"
-            raise TrainingError(f"{self.checkpoints.folder}: {found}; take the regard that wrote them, or another run")
-        if (state["average"] is None) != (self.average is None):
+            other = f"{self.checkpoints.folder}: {found}; take the regard that wrote them, or another run"
+            raise self.world.told_once(TrainingError(other))
+        if state["average"] != (self.average is not None):
             change = "training.ema_decay was switched on or off since this run began"
-            raise TrainingError(f"{self.checkpoints.folder}: {change}; set it back, or start another run")
-        load_weights(self.model, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.weights = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
+            back = f"{self.checkpoints.folder}: {change}; set it back, or start another run"
+            raise self.world.told_once(TrainingError(back))
+        saved.load(self._tensors())
         self.step = state["step"]
         self.closed = state["closed"]
         self.position = Position(*state["position"])
         self.num_tokens = state["num_tokens"]
         self.best_step, self.best_score = state["best"]
         self.failures = state["failures"]
-        self.attention.load_state(state.get("attention", {}))  # checkpoints of before there was a monitor have none
+        self.attention.load_state(state["attention"])
+        self.updates.pieces = self.updates.settled = state["pieces"]
         self._keep_numerics(state["numerics"])
         size: int = state["metrics_size"]
         return size
@@ -306,7 +334,7 @@ class Trainer:
         if kept != self.dtype:
             self.watcher.said(f"this run began in {before['precision']} and stays in it, whatever suits this machine")
             self.dtype = kept
-        if told := changes(before, numerics(self.dtype, self.device)):
+        if told := changes(before, numerics(self.dtype, self.device, self.world.size)):
             self.watcher.said(f"this run began with {told}: it goes on, but not bit for bit as it would have")
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -315,20 +343,19 @@ class Trainer:
         """Validates each way of finishing and leaves the best in the model."""
         wanted = ((name, self._candidate(name)) for name in self.config.final)
         found: dict[str, dict[str, Tensor]] = {name: weights for name, weights in wanted if weights is not None}
-        found = found or {"last": self._own_weights()}
+        found = found or {"last": self._weights()}
         candidates: dict[str, float] = {}
         for name, weights in found.items():
             try:
-                with swapped_in(self.model, weights), torch.no_grad():
-                    candidates[name] = self._scores()[self.metric]
-            except _StopValidation:
+                with self.spread.whole(weights) as model:
+                    candidates[name] = self._scores(model)[self.metric]
+            except BrokenOff:
                 raise self._stopped() from None
             self.watcher.said(f"{name}: {self.metric} {candidates[name]:.4g} on the validation data")
-            if self.stopping:
+            if self._must_stop():
                 raise self._stopped()
         chosen = max(candidates, key=lambda name: -math.inf if math.isnan(candidates[name]) else candidates[name])
-        load_weights(self.model, found[chosen])
-        self.model.eval()
+        self.spread.hold(found[chosen])
         early = self.step < self.config.max_steps
         return Summary(self.step, self.best_step, self.best_score, candidates, chosen, early)
 
@@ -336,73 +363,23 @@ class Trainer:
         """The weights of one way of finishing; None, and a word to the watcher, where their files are gone."""
         weights: dict[str, Tensor] | None = None
         if name == "last":
-            weights = self._own_weights()
+            weights = self._weights()
         elif name == "best":
-            best = self.checkpoints.load_best()
-            weights = None if best is None else best["weights"]
-        elif many := [state["average"] or state["weights"] for state in self.checkpoints.kept()]:
-            weights = mean_of(many)
+            best = self.checkpoints.best()
+            weights = None if best is None else self._loaded(best, "weights")
+        elif kept := list(self.checkpoints.kept()):
+            weights = mean_of(self._loaded(saved, "weights" if self.average is None else "average") for saved in kept)
         if weights is None:
             self.watcher.said(f"{name}: nothing to read in {self.checkpoints.folder}; left out")
         return weights
 
-    def _own_weights(self) -> dict[str, Tensor]:
-        """What the last step came to, under the moving average where there is one."""
-        return dict(self._kept_weights() or weights_of(self.model))
-
-    # -- signals -------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the context Ctrl-C and a termination signal end the run, after a checkpoint.
-
-        A step is finished first; a validation is broken off and done again when the run goes on. A second Ctrl-C ends
-        the run at once. Only the main thread hears signals; in another one nothing changes.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: object) -> None:
-            if self.stopping and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stopping = True
-            with suppress(RuntimeError):  # a watcher that was printing just now cannot print within it
-                self.watcher.said("stopping: a checkpoint is written first; Ctrl-C (again) stops at once, without one")
-            if self._breakable:
-                self._breakable = False
-                raise _StopValidation
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+    def _loaded(self, saved: Saved, kind: str) -> dict[str, Tensor]:
+        """The weights of a checkpoint, as whole or as sharded as those in training."""
+        weights = {name: torch.empty_like(tensor) for name, tensor in self._own_weights().items()}
+        saved.load(_named(kind, weights))
+        return weights
 
 
-class _StopValidation(BaseException):
-    """A signal broke a validation off. No `Exception`, so that no validation takes it for a failure of its own."""
-
-
-def seed_dropout(seed: int, step: int, part: int) -> None:
-    """Makes every random number of a part of a step a pure function of its place in the run."""
-    mixed = np.random.SeedSequence([seed, step, part]).generate_state(1, np.uint64)[0]
-    torch.manual_seed(int(mixed >> np.uint64(1)))
-
-
-def _adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over two groups: matrices decay, vectors do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.optimizer.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    betas = (config.optimizer.beta1, config.optimizer.beta2)
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.schedule.peak,
-        betas=betas,
-        eps=config.optimizer.eps,
-        fused=True,
-    )
+def _named(kind: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that they have in a checkpoint."""
+    return {f"{kind}/{name}": tensor for name, tensor in tensors.items()}

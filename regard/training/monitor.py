@@ -108,6 +108,20 @@ class Metrics:
             raise not_written(self.path, error) from None
 
 
+class NoMetrics(Metrics):
+    """Of a process that is not the first of its run: nothing is written, the first writes for all."""
+
+    def open(self, size: int, step: int) -> int:
+        return 0
+
+    def write(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def event(self, step: int, name: str, value: float) -> None: ...
+
+    def flush(self) -> int:
+        return 0
+
+
 class Events:
     """TensorBoard's event files, one for each process of a run; without TensorBoard, nothing.
 

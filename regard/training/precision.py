@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on beside its recipe: the dtype of large products, the device, the threads."""
+"""What the numbers of a run depend on beside its recipe: the dtype of large products, the device, how many compute."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ def resolved_precision(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def numerics(dtype: torch.dtype, device: torch.device) -> dict[str, str]:
-    """What the last bits of a run depend on; a checkpoint keeps it."""
+def numerics(dtype: torch.dtype, device: torch.device, processes: int = 1) -> dict[str, str]:
+    """What the last bits of a run depend on; a checkpoint keeps it. processes: how many share an update."""
     return {
         "precision": str(dtype).removeprefix("torch."),
         "device": device.type,
         "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+        "processes": str(processes),
         "torch": torch.__version__.split("+")[0],
     }
 

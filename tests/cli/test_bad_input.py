@@ -177,12 +177,11 @@ def test_a_full_disk_leaves_a_usable_checkpoint(
         tmp_path / "r.yaml", trained.data, training__max_steps=12, training__validate_every=6,
         training__checkpoint_every=4,
     )  # fmt: skip
-    write, count = torch.save, 0
+    write = torch.save
 
     def full(state: Any, file: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
+        """Full after the checkpoint of step 4 and the best one of step 6, before that of step 8."""
+        if (tmp_path / "run" / "checkpoints" / "best").is_dir():
             file.write(b"half")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(state, file)
@@ -190,7 +189,7 @@ def test_a_full_disk_leaves_a_usable_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
         done = command("train", path, "--run", tmp_path / "run")
-    done.refused("disk is full", "step-000000004.pt", "run the same command again")
+    done.refused("disk is full", "step-000000008: not written", "checkpoint is", "step-000000004;", "run the same command again")
     assert command("train", path, "--run", tmp_path / "run").status == 0
     assert command("train", path, "--run", tmp_path / "whole").status == 0
     same = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("run", "whole")]

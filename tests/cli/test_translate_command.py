@@ -186,7 +186,7 @@ def test_attention_is_written(command: Command, trained: Trained, tmp_path: Path
 def test_a_failed_write_leaves_what_was_there(
     command: Command, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from regard.attention.record import WRITERS
+    from regard.attention.records.record import WRITERS
 
     path = tmp_path / "a.html"
     path.write_text("before", encoding="utf-8")

@@ -52,49 +52,41 @@ pairs = st.lists(st.tuples(st.integers(2, 40), st.integers(2, 40)), min_size=7, 
     most=st.none() | st.integers(1, 9),
     multiple=st.integers(1, 8),
     noise=st.sampled_from([0.0, 0.3]),
-    world=st.integers(1, 7),
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 10**6),
 )
-def test_every_sentence_once_within_the_budget_on_any_number_of_ranks(
+def test_every_sentence_once_within_the_budget(
     pairs: list[tuple[int, int]],
     tokens: int,
     most: int | None,
     multiple: int,
     noise: float,
-    world: int,
     seed: int,
     epoch: int,
 ) -> None:
     source, target = (list(values) for values in zip(*pairs, strict=True))
     budget = TokenBudget(tokens, most, multiple, noise)
-    ranks = [_stream(source, target, budget, seed=seed, rank=rank, world_size=world) for rank in range(world)]
-    batches = [stream.batches(epoch) for stream in ranks]
-    assert len({len(of_rank) for of_rank in batches}) == 1
-    assert len(batches[0]) == ranks[0].num_batches(epoch)
-    together = [batch for of_rank in batches for batch in of_rank]
-    seen = sorted(np.concatenate(together).tolist())
-    if max(len(batch) for batch in together) == 1 and len(pairs) % world:
-        assert len(seen) == len(set(seen)) == len(pairs) - len(pairs) % world
-    else:
-        assert seen == list(range(len(pairs)))
+    stream = _stream(source, target, budget, seed=seed)
+    batches = stream.batches(epoch)
+    assert len(batches) == stream.num_batches(epoch)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(pairs)))
     longest = np.maximum(source, target)
-    for batch in together:
+    for batch in batches:
         assert len(batch) >= 1
         assert len(batch) * longest[batch].max() <= tokens
         assert most is None or len(batch) <= most
 
 
 @settings(max_examples=25, deadline=None)
-@given(pairs=pairs, start=st.tuples(st.integers(0, 2), st.integers(0, 99)), world=st.integers(1, 3))
+@given(pairs=pairs, start=st.tuples(st.integers(0, 2), st.integers(0, 99)))
 def test_a_fresh_stream_from_any_position_is_the_same_suffix(
-    pairs: list[tuple[int, int]], start: tuple[int, int], world: int
+    pairs: list[tuple[int, int]], start: tuple[int, int]
 ) -> None:
     source, target = (list(values) for values in zip(*pairs, strict=True))
     budget = TokenBudget(90)
 
     def fresh() -> BatchStream:
-        return _stream(source, target, budget, rank=world - 1, world_size=world)
+        return _stream(source, target, budget)
 
     def walk(stream: BatchStream, position: Position, steps: int) -> list[tuple[Position, list[int]]]:
         found = []
@@ -186,6 +178,31 @@ def test_shifting_leaves_the_ids_alone() -> None:
     assert ids.tolist() == [[11, 13, 2], [17, 2, 0]]
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=11),
+    pieces=st.integers(1, 13),
+)
+def test_pieces_are_the_rows_in_their_order(lengths: list[tuple[int, int]], pieces: int) -> None:
+    roles = {
+        role: Sequences.padded([list(range(10, 9 + length[side])) for length in lengths])
+        for side, role in enumerate(("source", "target"))
+    }
+    batch = Batch(roles, np.arange(len(lengths)) * 7)
+    split = batch.split(pieces)
+    assert len(split) == min(pieces, len(lengths))
+    sizes = [len(piece) for piece in split]
+    assert max(sizes) - min(sizes) <= 1
+    assert np.concatenate([piece.indices for piece in split]).tolist() == batch.indices.tolist()
+    assert sum(piece.num_target_tokens for piece in split) == batch.num_target_tokens
+    for role in roles:
+        rows = [row[:length] for piece in split for row, length in zip(*piece[role], strict=True)]
+        expected = [row[:length] for row, length in zip(*batch[role], strict=True)]
+        assert all(torch.equal(row, wanted) for row, wanted in zip(rows, expected, strict=True))
+        for piece in split:
+            assert piece[role].ids.shape == (len(piece), int(piece[role].lengths.max())), "no column is padding alone"
+
+
 def test_a_batch_of_one_role(corpus_of: CorpusOf) -> None:
     corpus = corpus_of(target=[3, 5, 4, 9])
     stream = BatchStream(corpus, TokenBudget(12), seed=3)
@@ -249,10 +266,6 @@ def test_mistakes_are_named(corpus_of: CorpusOf) -> None:
         DataError, match=r"1 sentences exceed batch_tokens 30 .*record 1 has 31 tokens.*raise batch_tok"
     ):
         BatchStream(corpus, TokenBudget(30), seed=1)
-    with pytest.raises(DataError, match="3 sentences for 5 ranks"):
-        BatchStream(corpus, TokenBudget(31), seed=1, world_size=5)
-    with pytest.raises(ConfigError, match="rank is 2 of a world of 2"):
-        BatchStream(corpus, TokenBudget(31), seed=1, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="seed is -1"):
         BatchStream(corpus, TokenBudget(31), seed=-1)
     with pytest.raises(
@@ -260,5 +273,5 @@ def test_mistakes_are_named(corpus_of: CorpusOf) -> None:
     ):
         TokenBudget(0, 0, 0, 2.0)
     stream = BatchStream(corpus, TokenBudget(31), seed=1)
-    with pytest.raises(IndexError, match="step 99 of epoch 0"):
+    with pytest.raises(IndexError, match="batch 99 of epoch 0"):
         stream.at(Position(0, 99))

@@ -14,6 +14,7 @@ from regard.layers.feed_forward import FeedForwardConfig
 from regard.layers.norm import NormConfig
 from regard.models.attention_rnn import AttentionRNNConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from regard.models.luong_rnn import LuongRNNConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
@@ -42,10 +43,20 @@ def transformer(dropout: float = 0.0, norm: NormConfig | None = None, **parts: A
     )
 
 
-def recurrent(score: Any = "additive", dropout: float = 0.0, layers: int = 2) -> EncoderDecoderConfig:
+def recurrent(
+    score: Any = "additive", dropout: float = 0.0, layers: int = 2, cell: Any = "gru"
+) -> EncoderDecoderConfig:
     return EncoderDecoderConfig(
         RecurrentEncoderConfig("recurrent", 10, num_layers=layers, dropout=dropout),
-        AttentionRNNConfig("attention-rnn", DIM, attention_dim=14, score=score, dropout=dropout),
+        AttentionRNNConfig("attention-rnn", DIM, attention_dim=14, score=score, cell=cell, dropout=dropout),
+    )
+
+
+def luong(score: Any, dropout: float = 0.0, layers: int = 1, **parts: Any) -> EncoderDecoderConfig:
+    """parts: of the decoder."""
+    return EncoderDecoderConfig(
+        RecurrentEncoderConfig("recurrent", 7, num_layers=layers, cell="lstm", dropout=dropout),
+        LuongRNNConfig("luong-rnn", DIM, 14, num_layers=layers, score=score, dropout=dropout, **parts),
     )
 
 
@@ -74,6 +85,10 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "additive": recurrent("additive"),
     "dot": recurrent("dot"),
     "bilinear": recurrent("bilinear"),
+    "conditional": recurrent(cell="conditional-gru"),
+    "luong dot": luong("dot"),
+    "luong concat": luong("concat", layers=2),
+    "luong bilinear, nothing fed": luong("bilinear", layers=2, input_feeding=False),
     "mixed": mixed(),
 }
 

@@ -6,13 +6,14 @@ from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from small_models import CONFIGS, DIM, LENGTHS, SOURCE, SOURCE_VOCAB, TARGET, TARGET_VOCAB, build, recurrent
 from torch import Tensor
 
 from regard.attention.observation import Observe
 from regard.errors import ConfigError
 from regard.inputs.embeddings import EmbeddingConfig
-from regard.models.attention_rnn import LAYER, AttentionRNNConfig, AttentionRNNDecoder
+from regard.models.attention_rnn import LAYER, AttentionRNNConfig, AttentionRNNDecoder, UpdateLookUpdate
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.models.memory import Memory
 
@@ -63,6 +64,67 @@ def test_steps_are_the_papers(score: Literal["additive", "dot", "bilinear"]) -> 
         wanted, weights = steps_by_hand(model.decoder, memories["source"].vectors[item, :length], TARGET[item])
         torch.testing.assert_close(step.log_probs[item], wanted)
         torch.testing.assert_close(step.attention[LAYER].rows[item, 0, :, :length], weights)
+
+
+def loop_of_torch(decoder: AttentionRNNDecoder, memory: Memory, tokens: Tensor) -> Tensor:
+    """Additive attention around torch's own cells, a padded batch at once: log-probabilities [rows, n, vocab]."""
+    part, vectors = dict(decoder.named_parameters()), memory.vectors
+    half = vectors.shape[-1] // 2
+    hidden = torch.tanh(F.linear(vectors[:, 0, half:], part["initial.weight"], part["initial.bias"]))
+    keys = F.linear(vectors, part["key.weight"], part["key.bias"])
+    padded = torch.arange(vectors.shape[1]) >= memory.lengths[:, None]
+    found = []
+
+    def look(state: Tensor) -> Tensor:
+        scores = torch.tanh(F.linear(state, part["query.weight"])[:, None] + keys) @ part["score_weight"][0]
+        weights = scores.masked_fill(padded, float("-inf")).softmax(-1)
+        return (weights[:, None] @ vectors)[:, 0]
+
+    for step in range(tokens.shape[1]):
+        token = part["embedding.tokens.weight"][tokens[:, step]]
+        if isinstance(decoder.cell, UpdateLookUpdate):
+            hidden = decoder.cell.first(token, hidden)
+            context = look(hidden)
+            hidden = decoder.cell.second(context, hidden)
+        else:
+            context = look(hidden)
+            hidden = decoder.cell(torch.cat([token, context], -1), hidden)
+        read = F.linear(torch.cat([hidden, token, context], -1), part["readout.weight"], part["readout.bias"])
+        maxed = F.max_pool1d(read, 2)
+        found.append(F.linear(maxed, part["embedding.tokens.weight"], part["head.bias"]).log_softmax(-1))
+    return torch.stack(found, 1)
+
+
+@pytest.mark.parametrize("name", ["additive", "conditional"])
+def test_gradients_are_those_of_torchs_cells(name: str) -> None:
+    model = build(CONFIGS[name])
+    decoder = model.decoder
+    assert isinstance(decoder, AttentionRNNDecoder)
+    vectors = model.encode(SOURCE, LENGTHS)[0]["source"].vectors.detach().requires_grad_()
+    memory = Memory(vectors, LENGTHS)
+    found = decoder.advance(decoder.start({"source": memory}), TARGET)[0].log_probs
+    wanted = loop_of_torch(decoder, memory, TARGET)
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+    goal = torch.randn(wanted.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    over = [vectors, *decoder.parameters()]
+    mine, theirs = (torch.autograd.grad((output * goal).sum(), over) for output in (found, wanted))
+    torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
+    assert all(gradient.any() for gradient in mine), "every parameter matters"
+
+
+def test_the_conditional_query_knows_the_token() -> None:
+    """The first token decides where the conditional decoder looks at once, and where the other one looks next."""
+    for name, knows in (("additive", False), ("conditional", True)):
+        model = build(CONFIGS[name])
+        state = model.decoder.start(model.encode(SOURCE, LENGTHS)[0])
+        changed = TARGET.clone()
+        changed[:, 0] = (changed[:, 0] + 1) % TARGET_VOCAB
+        one, other = (
+            model.decoder.advance(state, tokens[:, :2], Observe(rows="all"))[0].attention[LAYER].rows
+            for tokens in (TARGET, changed)
+        )
+        assert torch.equal(one[:, :, 0], other[:, :, 0]) != knows
+        assert not torch.equal(one[:, :, 1], other[:, :, 1])
 
 
 def test_the_encoder_reads_from_both_ends() -> None:

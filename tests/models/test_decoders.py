@@ -24,9 +24,10 @@ from regard.attention.observation import Observe, observe_materialised
 from regard.decoding.force import force
 from regard.errors import ObservationError, ShapeError
 from regard.inputs.embeddings import EmbeddingConfig
-from regard.models.attention_rnn import LAYER, AttentionRNNDecoder
+from regard.models.attention_rnn import LAYER
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.models.memory import Memory
+from regard.models.transformer_decoder import TransformerDecoder
 
 EVERYTHING = Observe(logsumexp=True, entropy=True, max_logit=True, received=True, rows="all")
 
@@ -80,7 +81,7 @@ def test_the_future_cannot_touch_the_past(name: str) -> None:
     assert not torch.equal(after[:, 6], before[:, 6])
 
 
-MODELS = {name: build(CONFIGS[name]) for name in ("pre-norm", "one key head, rotary", "additive")}
+MODELS = {name: build(CONFIGS[name]) for name in ("pre-norm", "one key head, rotary", "additive", "luong concat")}
 
 
 @settings(deadline=None, max_examples=40)
@@ -109,14 +110,14 @@ def test_selected_rows_are_rows_run_from_the_beginning(
     torch.testing.assert_close(found.log_probs, wanted[:, -3:], rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "additive"])
+@pytest.mark.parametrize("name", ["pre-norm", "additive", "luong dot"])
 def test_rows_of_one_source_share_its_memory(name: str) -> None:
     model = build(CONFIGS[name])
     state = start(model).select(torch.tensor([0, 0, 1, 1]))
     _, state = model.decoder.advance(state, TARGET[[0, 1, 2, 0], :2])
     order = torch.tensor([1, 1, 3, 2])
     moved = state.select(order)
-    memory = (lambda of: of.cross[0].keys) if name == "pre-norm" else (lambda of: of.keys)
+    memory = (lambda of: of.cross[0].keys) if name == "pre-norm" else (lambda of: of.memory.keys)
     assert memory(moved) is memory(state), "reordering a beam does not copy the memory"
     assert memory(state.select(torch.tensor([2, 1, 3, 2]))) is not memory(state)
     found, _ = model.decoder.advance(moved, TARGET[:1, 2:3].expand(4, 1))
@@ -141,7 +142,7 @@ def test_observing_step_by_step_and_at_once(name: str) -> None:
     assert model.decoder.advance(start(model), TARGET, Observe())[0].attention == {}
     whole, _ = model.decoder.advance(start(model), TARGET, EVERYTHING)
     assert torch.equal(whole.log_probs, plain.log_probs)
-    layers = 1 if isinstance(model.decoder, AttentionRNNDecoder) else DECODER_LAYERS
+    layers = DECODER_LAYERS if isinstance(model.decoder, TransformerDecoder) else 1
     assert list(whole.attention) == [f"decoder.layers.{index}.cross" for index in range(layers)]
     state, steps = start(model), []
     for place in range(TARGET.shape[1]):
@@ -166,7 +167,7 @@ def test_observing_step_by_step_and_at_once(name: str) -> None:
         torch.testing.assert_close(received, seen.received)
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "additive"])
+@pytest.mark.parametrize("name", ["pre-norm", "additive", "luong concat", "luong bilinear, nothing fed"])
 def test_chosen_rows_and_weighed_queries(name: str) -> None:
     model = build(CONFIGS[name])
     whole, _ = model.decoder.advance(start(model), TARGET, Observe(rows="all"))
@@ -179,7 +180,7 @@ def test_chosen_rows_and_weighed_queries(name: str) -> None:
         torch.testing.assert_close(seen.received, torch.einsum("bq,bhqk->bhk", weights, rows))
 
 
-@pytest.mark.parametrize("name", ["dot", "additive"])
+@pytest.mark.parametrize("name", ["dot", "additive", "luong concat"])
 def test_queries_that_come_one_by_one_are_observed_as_one_call(name: str) -> None:
     model = build(CONFIGS[name])
     real = torch.arange(11) < torch.tensor([[11], [4], [7]])
@@ -206,7 +207,8 @@ def test_queries_that_come_one_by_one_are_observed_as_one_call(name: str) -> Non
     assert found.row_index.tolist() == [9, 0, 8, 9]
     with pytest.raises(ObservationError) as caught:
         model.decoder.advance(start(model), TARGET, Observe(trace=True, columns=(7,), received=torch.ones(3, 5)))
-    assert str(caught.value).removeprefix("attention-rnn: ").split("; ") == [
+    kind = "luong-rnn: " if "luong" in name else "attention-rnn: "
+    assert str(caught.value).removeprefix(kind).split("; ") == [
         "observe.columns: [7] asked for, but there are 7 keys",
         "ask within them",
         "observe.received has weights of shape (3, 5), expected (3, 11): one a query",
@@ -215,7 +217,7 @@ def test_queries_that_come_one_by_one_are_observed_as_one_call(name: str) -> Non
     ]
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "additive"])
+@pytest.mark.parametrize("name", ["pre-norm", "additive", "conditional", "luong dot"])
 def test_a_source_without_words(name: str) -> None:
     model = build(CONFIGS[name])
     found = log_probs(model, SOURCE, torch.tensor([0, 3, 5]), TARGET)
@@ -237,7 +239,7 @@ def test_forced_outputs_have_the_log_probs_of_teacher_forcing(name: str) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["pre-norm", "bilinear"])
+@pytest.mark.parametrize("name", ["pre-norm", "bilinear", "luong concat"])
 def test_log_probs_are_float32_at_least(name: str, dtype: torch.dtype) -> None:
     model = build(CONFIGS[name])
     exact = log_probs(model, SOURCE, LENGTHS, TARGET)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import recurrent, transformer
+from small_models import luong, recurrent, transformer
 
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.training.objective import cross_entropy
@@ -14,8 +14,24 @@ VOCAB, BOS, LONGEST = 13, 1, 5
 
 @pytest.mark.parametrize(
     "config",
-    [transformer(), *(recurrent(score, layers=1) for score in ("additive", "dot", "bilinear"))],
-    ids=["transformer", "additive", "dot", "bilinear"],
+    [
+        transformer(),
+        *(recurrent(score, layers=1) for score in ("additive", "dot", "bilinear")),
+        recurrent(layers=1, cell="conditional-gru"),
+        luong("dot"),
+        luong("concat"),
+        luong("bilinear", input_feeding=False),
+    ],
+    ids=[
+        "transformer",
+        "additive",
+        "dot",
+        "bilinear",
+        "conditional",
+        "luong dot",
+        "luong concat",
+        "luong bilinear, nothing fed",
+    ],
 )
 def test_a_few_sentences_are_learnt_by_heart(config: EncoderDecoderConfig) -> None:
     torch.manual_seed(0)

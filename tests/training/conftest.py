@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_run import Children, tiny_corpus
+from children import Children
+from tiny_run import tiny_corpus
 
 from regard.data.corpus import Corpus
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regard.attention.observation import Observation
 from regard.attention.pair_scores import PairScores
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.training import attention_monitor
 from regard.training.attention_monitor import Look
 

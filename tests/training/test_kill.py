@@ -14,24 +14,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from children import Children
+from compared_runs import differences, read_checkpoint, unequal, weights_in, write_checkpoint
+from disturbed_run import MODEL_STAGES, PHASES, STAGES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_run import MODEL_STAGES, PHASES, Children, differences, unequal
 
 from regard.tasks import model_directory
 
 
 def test_comparison_finds_a_single_bit(undisturbed: Path, tmp_path: Path) -> None:
     def weight(folder: Path) -> None:
-        path = folder / "checkpoints" / "step-000000028.pt"
-        state = torch.load(path, weights_only=True)
-        state["optimizer"]["state"][0]["exp_avg"].view(torch.int32)[3, 5] ^= 1
-        torch.save(state, path)
+        path = folder / "checkpoints" / "step-000000028"
+        content = read_checkpoint(path)
+        content["optimizer/exp_avg/mix.weight"].view(torch.int32)[3, 5] ^= 1
+        write_checkpoint(path, content)
 
     def best(folder: Path) -> None:
-        path = folder / "checkpoints" / "best.pt"
-        state = torch.load(path, weights_only=True)
-        state["score"] += 1e-12
-        torch.save(state, path)
+        path = folder / "checkpoints" / "best"
+        content = read_checkpoint(path)
+        content["state"]["score"] += 1e-12
+        write_checkpoint(path, content)
 
     def metrics(folder: Path) -> None:
         path = folder / "metrics.jsonl"
@@ -46,7 +48,7 @@ def test_comparison_finds_a_single_bit(undisturbed: Path, tmp_path: Path) -> Non
             file.write("9 another batch\n")
 
     def fewer(folder: Path) -> None:
-        (folder / "checkpoints" / "step-000000028.pt").unlink()
+        shutil.rmtree(folder / "checkpoints" / "step-000000028")
 
     for number, change in enumerate((weight, best, metrics, model, loss, fewer)):
         changed = shutil.copytree(undisturbed, tmp_path / str(number))
@@ -118,20 +120,32 @@ def test_tensorboard_has_every_step_once_after_a_resume(children: Children, runs
     assert [step for step, _ in _events(folder)["loss"]] == [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
 
 
-@pytest.mark.parametrize("stage", ["before", "half-written", "before rename", "after rename"])
-@pytest.mark.parametrize(("write", "name"), [(1, "step-000000004.pt"), (5, "best.pt")])
+@pytest.mark.parametrize(
+    ("write", "name", "stages"),
+    [
+        (1, "step-000000004", STAGES[:5]),  # where there is nothing to replace or to delete
+        (5, "best", STAGES[:-1]),  # where there is one already
+        (13, "step-000000030", STAGES[-2:]),  # the last one: nothing is written after it
+    ],
+)
 def test_killed_while_writing(
-    children: Children, runs: Path, undisturbed: Path, stage: str, write: int, name: str
+    children: Children, runs: Path, undisturbed: Path, write: int, name: str, stages: tuple[str, ...]
 ) -> None:
-    folder = runs / f"{stage}{write}"
-    status, _ = children.run(folder, exit=[stage, write])
-    assert status == 9
-    unfinished = folder / "checkpoints" / f"{name}.unfinished"
-    assert unfinished.exists() == (stage in ("half-written", "before rename"))
-    status, said = children.run(folder)
-    assert status == 0, said
-    assert not unfinished.exists()
-    assert differences(undisturbed, folder) == []
+    for stage in stages:
+        folder = runs / f"{stage}{write}"
+        status, _ = children.run(folder, exit=[stage, write])
+        assert status == 9
+        left = {path.name for path in (folder / "checkpoints").glob("*.*")}
+        expected = {
+            "before": set(),
+            "old aside": {f"{name}.unfinished", f"{name}.replaced"},
+            "after rename": {f"{name}.replaced"} if name == "best" else set(),
+            "while deleting": {"step-000000020.deleted"},
+        }
+        assert left == expected.get(stage, {f"{name}.unfinished"}), stage
+        status, said = children.run(folder)
+        assert status == 0, said
+        assert differences(undisturbed, folder) == [], stage  # also: nothing is left that should not be there
 
 
 @pytest.mark.parametrize("stage", MODEL_STAGES)
@@ -140,10 +154,10 @@ def test_killed_while_writing_the_model(children: Children, runs: Path, undistur
     number = 3  # the validation of step 21
     status, _ = children.run(folder, model_exit=[stage, number])
     assert status == 9
-    newest = torch.load(folder / "checkpoints" / "best.pt", weights_only=True)
-    assert newest["step"] == 21
+    newest = read_checkpoint(folder / "checkpoints" / "best")
+    assert newest["state"]["step"] == 21
     read = model_directory.read(folder / "model").weights  # whole at every stage: the old one or the new one
-    is_new = not unequal(dict(sorted(read.items())), dict(sorted(newest["weights"].items())))
+    is_new = not unequal(dict(sorted(read.items())), dict(sorted(weights_in(newest, "weights").items())))
     assert is_new == (stage in ("new moved", "old deleted"))
     status, said = children.run(folder)
     assert status == 0, said
@@ -171,9 +185,9 @@ def test_asked_to_stop(
     folder = runs / f"stop {number} {place} {call}"
     status, said = children.run(folder, signals=[place, call, [number]])
     assert status == 1
-    kept = folder / "checkpoints" / f"{'stopped' if stopped else 'step'}-{step:09d}.pt"
+    kept = folder / "checkpoints" / f"{'stopped' if stopped else 'step'}-{step:09d}"
     assert said == f"Interrupted: stopped after step {step}; run the same command to go on from {kept}"
-    assert kept.is_file()
+    assert kept.is_dir()
     status, said = children.run(folder)
     assert status == 0, said
     assert differences(undisturbed, folder) == []  # the stopped checkpoint is gone and took no part in the average
@@ -185,7 +199,7 @@ def test_a_second_interrupt_stops_at_once(children: Children, runs: Path, undist
     way = "run the same command to begin anew: there is no checkpoint yet"
     assert (status, said) == (1, f"Interrupted: stopped at once at step 2; {way}")
     status, said = children.run(folder, signals=["objective", 13, [signal.SIGTERM, signal.SIGINT]])
-    newest = folder / "checkpoints" / "step-000000004.pt"
+    newest = folder / "checkpoints" / "step-000000004"
     way = f"run the same command to go on from {newest}"
     assert (status, said) == (1, f"Interrupted: stopped at once at step 7; {way}")
     assert children.run(folder)[0] == 0
@@ -209,7 +223,7 @@ def test_a_loss_that_is_not_finite(children: Children, runs: Path, undisturbed: 
     what = "step 2: the loss or its gradient is not finite"
     assert (status, said) == (1, f"TrainingError: {what}; no checkpoint was written yet; {remedy}")
     status, said = children.run(folder, poison=20)
-    usable = folder / "checkpoints" / "step-000000008.pt"
+    usable = folder / "checkpoints" / "step-000000008"
     what = "step 10: the loss or its gradient is not finite"
     assert (status, said) == (1, f"TrainingError: {what}; the last usable checkpoint is {usable}; {remedy}")
     assert children.run(folder)[0] == 0
@@ -219,7 +233,7 @@ def test_a_loss_that_is_not_finite(children: Children, runs: Path, undisturbed: 
 def test_a_disk_that_takes_no_more(children: Children, runs: Path, undisturbed: Path) -> None:
     folder = runs / "limit"
     status, said = children.run(folder, limit=[19, 20_000])  # smaller than a checkpoint
-    path, usable = (folder / "checkpoints" / f"step-0000000{step}.pt" for step in ("12", "08"))
+    path, usable = (folder / "checkpoints" / f"step-0000000{step}" for step in ("12", "08"))
     why = f"not written, file too large; the last usable checkpoint is {usable}"
     assert (status, said) == (1, f"TrainingError: {path}: {why}; make it writable and run the same command again")
     assert not list((folder / "checkpoints").glob("*.unfinished"))
@@ -235,20 +249,22 @@ def test_a_disk_that_takes_no_first_checkpoint(children: Children, runs: Path) -
     folder = runs / "limit of the model"
     status, said = children.run(folder, config={"checkpoint_every": 9}, limit=[13, 9000])
     assert status == 1
-    assert "best.pt: not written, file too large; there is no earlier checkpoint; " in said
+    assert "best: not written, file too large; there is no earlier checkpoint; " in said
 
 
-@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "another object"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "emptied", "gone"])
 def test_a_damaged_checkpoint_is_passed_over(children: Children, runs: Path, undisturbed: Path, how: str) -> None:
     folder = runs / how
     children.run(folder, exit=["before", 6])
-    newest = folder / "checkpoints" / "step-000000012.pt"
-    content = bytearray(newest.read_bytes())
+    newest = folder / "checkpoints" / "step-000000012"
+    tensors = newest / "__0_0.distcp"
+    content = bytearray(tensors.read_bytes())
     content[len(content) // 2] ^= 4
-    if how == "another object":
-        torch.save([1, 2], newest)
+    if how == "gone":
+        shutil.rmtree(newest)
+        newest.mkdir()
     else:
-        newest.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "emptied": b""}[how])
+        tensors.write_bytes({"flipped": content, "cut": content[: len(content) // 2], "emptied": b""}[how])
     status, _ = children.run(folder)
     assert status == 0
     told = (folder / "said.txt").read_text().splitlines()
@@ -259,7 +275,7 @@ def test_a_damaged_checkpoint_is_passed_over(children: Children, runs: Path, und
 def test_without_any_whole_checkpoint_nothing_is_overwritten(children: Children, runs: Path) -> None:
     folder = runs / "all damaged"
     children.run(folder, exit=["before", 4])
-    for path in (folder / "checkpoints").glob("step-*"):
+    for path in (folder / "checkpoints").glob("step-*/*.distcp"):
         path.write_bytes(b"damaged")
     status, said = children.run(folder)
     what = f"{folder / 'checkpoints'}: no checkpoint can be read; delete this folder to start the run again"
@@ -284,7 +300,7 @@ def test_metrics_that_somebody_shortened(children: Children, runs: Path, undistu
 def test_another_process_altogether(children: Children, runs: Path, undisturbed: Path) -> None:
     """The forked children share what was imported; here each part of the run begins from nothing."""
     folder = runs / "fresh"
-    program = f"from tiny_run import run; raise SystemExit(run({{'folder': {str(folder)!r}, **%r}}))"
+    program = f"from disturbed_run import run; raise SystemExit(run({{'folder': {str(folder)!r}, **%r}}))"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     for order, expected in (({"signals": ["objective", 30, [int(signal.SIGKILL)]]}, -signal.SIGKILL), ({}, 0)):
         command = [sys.executable, "-W", "error", "-c", program % order]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CONFIG, TinyModel, tiny_model, tiny_objective, tiny_stream, tiny_trainer, unequal
+from compared_runs import read_checkpoint, unequal, weights_in, write_checkpoint
+from tiny_run import CONFIG, TinyModel, tiny_model, tiny_objective, tiny_stream, tiny_trainer
 from torch import Tensor, nn
 
 from regard.data.batches import Batch, load
@@ -22,10 +23,11 @@ from regard.training import loop
 from regard.training.averaging import weights_of
 from regard.training.checkpoint import Checkpoints
 from regard.training.config import AdamWConfig, ScheduleConfig, TrainingConfig
-from regard.training.loop import Summary, seed_dropout
+from regard.training.loop import Summary
 from regard.training.objective import Loss
 from regard.training.precision import changes, numerics, resolved_precision
 from regard.training.schedule import learning_rate
+from regard.training.update import seed_dropout
 
 PLAIN = TrainingConfig(
     max_steps=3,
@@ -95,13 +97,13 @@ def test_accumulated_parts_are_one_big_batch(corpus: Corpus, tmp_path: Path) -> 
         model = tiny_model(dropout=0.0).double()
         config = replace(PLAIN, max_steps=2, accumulate=len(batches), clip_norm=0.1)
         trainer = tiny_trainer(corpus, tmp_path / name, config, model=model, stream=Given(batches))
-        step = trainer.optimizer.step
+        step = trainer.updates.optimizer.step
 
         def noted(model: nn.Module = model, gradients: dict[str, Tensor] = gradients, step: Any = step) -> None:
             gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
             step()
 
-        trainer.optimizer.step = noted  # type: ignore[assignment, method-assign]
+        trainer.updates.optimizer.step = noted  # type: ignore[assignment, method-assign]
         trainer.run()
         found[name] = gradients, weights_of(model), lines(tmp_path / name)
     for one, other in zip(found["parts"][:2], found["whole"][:2], strict=True):
@@ -135,7 +137,7 @@ def test_one_update_by_hand(corpus: Corpus, tmp_path: Path) -> None:
 def test_only_matrices_decay(corpus: Corpus, tmp_path: Path) -> None:
     config = replace(CONFIG, optimizer=AdamWConfig(beta1=0.8, beta2=0.9, eps=1e-7, weight_decay=0.25))
     trainer = tiny_trainer(corpus, tmp_path, config)
-    groups = {group["weight_decay"]: group for group in trainer.optimizer.param_groups}
+    groups = {group["weight_decay"]: group for group in trainer.updates.optimizer.param_groups}
     assert {p.ndim for p in groups[0.25]["params"]} == {2}
     assert {p.ndim for p in groups[0.0]["params"]} == {1}
     assert sum(len(group["params"]) for group in groups.values()) == len(list(trainer.model.parameters()))
@@ -146,7 +148,7 @@ def test_the_gradient_is_clipped_to_its_norm(corpus: Corpus, tmp_path: Path) -> 
     config = replace(PLAIN, max_steps=1, clip_norm=0.01)
     trainer = tiny_trainer(corpus, tmp_path, config)
     norms = []
-    step = trainer.optimizer.step
+    step = trainer.updates.optimizer.step
 
     def noted() -> None:
         norms.append(
@@ -154,7 +156,7 @@ def test_the_gradient_is_clipped_to_its_norm(corpus: Corpus, tmp_path: Path) -> 
         )
         step()
 
-    trainer.optimizer.step = noted  # type: ignore[assignment, method-assign]
+    trainer.updates.optimizer.step = noted  # type: ignore[assignment, method-assign]
     trainer.run()
     assert norms == [pytest.approx(0.01, rel=1e-3)]
     assert lines(tmp_path)[0]["gradient_norm"] > 0.1  # as it was before
@@ -185,11 +187,12 @@ def test_the_rate_the_tokens_and_the_epoch_are_told(corpus: Corpus, tmp_path: Pa
 
 def test_dropout_depends_on_the_place_alone(corpus: Corpus, tmp_path: Path) -> None:
     draws = []
-    for seed, step, part in ((3, 5, 0), (3, 5, 1), (3, 6, 0), (4, 5, 0), (3, 5, 0)):
-        seed_dropout(seed, step, part)
+    places = ((3, 5, 0, 0), (3, 5, 0, 1), (3, 5, 1, 0), (3, 6, 0, 0), (4, 5, 0, 0), (3, 5, 0, 0))
+    for seed, step, part, piece in places:
+        seed_dropout(seed, step, part, piece)
         draws.append(torch.rand(7))
-    assert torch.equal(draws[0], draws[4])
-    assert all(not torch.equal(draws[0], other) for other in draws[1:4])
+    assert torch.equal(draws[0], draws[5])
+    assert all(not torch.equal(draws[0], other) for other in draws[1:5])
     same = [tiny_trainer(corpus, tmp_path / str(n), replace(PLAIN, max_steps=2), seed=n // 2) for n in range(4)]
     weights = []
     for trainer in same:
@@ -229,16 +232,16 @@ def test_the_best_way_of_finishing_is_kept(corpus: Corpus, tmp_path: Path, score
     summary = trainer.run()
     assert summary.chosen == chosen
     assert list(summary.candidates) == ["best", "last", "average"]
-    states = {step: torch.load(trainer.checkpoints.path(step), weights_only=True) for step in (6, 9)}
-    best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
-    assert best["step"] == 4
-    mean = {name: (states[6]["average"][name] + states[9]["average"][name]) / 2 for name in states[9]["average"]}
-    expected = {"average": mean, "best": best["weights"]}[chosen]
+    averages = [weights_in(read_checkpoint(trainer.checkpoints.path(step)), "average") for step in (6, 9)]
+    best = read_checkpoint(tmp_path / "checkpoints" / "best")
+    assert best["state"]["step"] == 4
+    mean = {name: (averages[0][name] + averages[1][name]) / 2 for name in averages[1]}
+    expected = {"average": mean, "best": weights_in(best, "weights")}[chosen]
     for name, weight in weights_of(trainer.model).items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-6, atol=1e-8)
     assert not trainer.model.training
     model_weights = model_directory.read(tmp_path / "model").weights  # what keep_best wrote: the best validation's
-    assert unequal(dict(sorted(model_weights.items())), dict(sorted(best["weights"].items()))) == []
+    assert unequal(dict(sorted(model_weights.items())), dict(sorted(weights_in(best, "weights").items()))) == []
 
 
 def test_what_is_validated_is_the_moving_average(corpus: Corpus, tmp_path: Path) -> None:
@@ -251,10 +254,11 @@ def test_what_is_validated_is_the_moving_average(corpus: Corpus, tmp_path: Path)
     trainer = tiny_trainer(corpus, tmp_path, replace(CONFIG, max_steps=7, final=("last",)), validate=validate)
     trainer.run()
     assert trainer.average is not None
-    state = torch.load(trainer.checkpoints.path(7), weights_only=True)
-    assert unequal(seen[0], state["average"]) == []
-    assert unequal(seen[0], state["weights"]) != []
-    assert unequal(weights_of(trainer.model), state["average"]) == []
+    checkpoint = read_checkpoint(trainer.checkpoints.path(7))
+    average, weights = (dict(sorted(weights_in(checkpoint, kind).items())) for kind in ("average", "weights"))
+    assert unequal(dict(sorted(seen[0].items())), average) == []
+    assert unequal(dict(sorted(seen[0].items())), weights) != []
+    assert unequal(dict(sorted(weights_of(trainer.model).items())), average) == []
 
 
 def test_without_a_best_file_the_last_weights_are_taken(corpus: Corpus, tmp_path: Path) -> None:
@@ -292,15 +296,14 @@ def test_a_finished_run_ends_the_same_again(corpus: Corpus, tmp_path: Path) -> N
 def test_without_a_moving_average(corpus: Corpus, tmp_path: Path) -> None:
     config = replace(CONFIG, ema_decay=None, max_steps=13)
     whole = tiny_trainer(corpus, tmp_path / "whole", config).run()
-    trainer = tiny_trainer(corpus, tmp_path / "parts", config)
 
     def stop(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Loss:
         if trainer.step == 9:
             raise KeyboardInterrupt
         return tiny_objective(model, batch, dtype)
 
-    trainer.objective = stop
-    with pytest.raises(Interrupted, match=r"stopped at once at step 9; .* go on from .*step-000000008\.pt"):
+    trainer = tiny_trainer(corpus, tmp_path / "parts", config, objective=stop)
+    with pytest.raises(Interrupted, match=r"stopped at once at step 9; .* go on from .*step-000000008"):
         trainer.run()
     assert tiny_trainer(corpus, tmp_path / "parts", config).run() == whole
     with pytest.raises(TrainingError, match=r"training\.ema_decay was switched on or off since this run began"):
@@ -317,7 +320,7 @@ def test_a_run_stays_in_the_precision_that_it_began_in(
         trainer = tiny_trainer(corpus, tmp_path / folder, config)
         assert trainer.dtype == torch.bfloat16
         if interrupted:
-            trainer.stopping = True
+            trainer.stop.asked = True
             with pytest.raises(Interrupted):
                 trainer.run()
             monkeypatch.setattr("regard.training.precision._cpu_multiplies_bfloat16", lambda: False)
@@ -327,7 +330,7 @@ def test_a_run_stays_in_the_precision_that_it_began_in(
         trainer.run()
         assert trainer.dtype == torch.bfloat16
     assert watcher.lines[0] == "this run began in bfloat16 and stays in it, whatever suits this machine"
-    states = [torch.load(tmp_path / name / "checkpoints" / "step-000000006.pt") for name in ("whole", "parts")]
+    states = [read_checkpoint(tmp_path / name / "checkpoints" / "step-000000006") for name in ("whole", "parts")]
     assert unequal(*states) == []
 
 
@@ -344,10 +347,10 @@ def test_precision() -> None:
 def test_another_number_of_threads_is_told(corpus: Corpus, tmp_path: Path) -> None:
     config = replace(CONFIG, max_steps=4)
     tiny_trainer(corpus, tmp_path, config).run()
-    path = tmp_path / "checkpoints" / "step-000000004.pt"
-    state = torch.load(path)
-    state["numerics"]["threads"] = "96"
-    Checkpoints(path.parent, 9).save(4, state)
+    path = tmp_path / "checkpoints" / "step-000000004"
+    content = read_checkpoint(path)
+    content["state"]["numerics"]["threads"] = "96"
+    write_checkpoint(path, content)
     watcher = Noting()
     tiny_trainer(corpus, tmp_path, config, watcher=watcher).run()
     told = f"threads 96, now {torch.get_num_threads()}"
@@ -356,7 +359,7 @@ def test_another_number_of_threads_is_told(corpus: Corpus, tmp_path: Path) -> No
 
 def test_checkpoints_of_another_format_are_refused(corpus: Corpus, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
-    Checkpoints(folder, 9).save(4, {"version": 99})
+    Checkpoints(folder, 9).save(4, {}, {"version": 99})
     with pytest.raises(TrainingError) as raised:
         tiny_trainer(corpus, tmp_path).run()
     what = f"checkpoints of format 99, this regard goes on from {loop.STATE_VERSION}"

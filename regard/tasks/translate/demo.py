@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from regard.attention.observation import Observe
-from regard.attention.record import AttentionRecord
+from regard.attention.records.record import AttentionRecord
 from regard.data.batches import Sequences, TokenBudget
 from regard.data.readers import DataSpec
 from regard.decoding.force import force

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.decoding.hypotheses import Hypothesis
 from regard.inputs.text import Encoded, Tokenizer
 

@@ -1,4 +1,8 @@
-"""A translation run from recipe to scored model: tokenizers, corpora, training, the model directory."""
+"""A translation run from recipe to scored model: tokenizers, corpora, training, the model directory.
+
+Several processes under torchrun run it together. The first one holds the run directory, prepares, scores and writes;
+the others wait where they need what it makes, and take part in training.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.data.batches import Batch, BatchStream
+from regard.data.batches import Batch, BatchStream, TokenBudget
 from regard.data.corpus import Corpus, prepare, sha256_of_files
 from regard.data.fetch import Progress
 from regard.data.readers import DataSpec, read
 from regard.data.records import BadRecords
-from regard.errors import ConfigError, DataError, RegardError
+from regard.errors import ConfigError, DataError, RegardError, TrainingError
 from regard.inputs.sentences import are_single_sentences
 from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.models.encoder_decoder import EncoderDecoder
@@ -30,9 +35,13 @@ from regard.tasks.translate.evaluation import Evaluation, evaluate
 from regard.tasks.translate.recipe import ROLES, TranslateData, TranslateRecipe, with_root
 from regard.tasks.translate.scoring import score
 from regard.tasks.translate.translator import Translator, TranslatorConfig
+from regard.training.batch_budget import Found, find_batch_tokens, kept_batch_tokens
+from regard.training.launch import num_on_this_machine
 from regard.training.loop import Summary, Trainer
 from regard.training.monitor import Silent, Watcher
 from regard.training.objective import Loss, cross_entropy
+from regard.training.precision import resolved_precision
+from regard.training.processes import World, check_parts, opened
 
 # What a run that never began may leave in its folder.
 LEFTOVERS = {run_directory.LOCK, f"{run_directory.RECIPE}.unfinished"}
@@ -44,40 +53,63 @@ def train(
     """Trains, or goes on with, the run in `folder`; returns its result (also in result.json).
 
     origin: the recipe's path, to which its paths are relative, or what else to name in errors. A finished run returns
-    its result at once.
+    its result at once. Of several processes that torchrun has started, all call it and all return the result; the first
+    one's watcher is told.
     Raises: any RegardError; the run directory is then usable by the same command, and by any other where the mistake
     was found before the first step.
     """
-    watcher = watcher or Silent()
-    recipe = recipe.model_copy(update={"data": with_root(recipe, Path(origin), _downloads_told(watcher))})
+    with opened() as world:
+        watcher = watcher if watcher is not None and world.is_first else Silent()
+        check_parts(recipe.training.accumulate, world)
+        data = world.in_turn(lambda: with_root(recipe, Path(origin), _downloads_told(watcher)))
+        recipe = recipe.model_copy(update={"data": data})
+        with ExitStack() as held:
+            is_new = world.first(lambda: _hold(held, recipe, folder, origin))
+            _check_shared(folder, world)
+            result = world.first(lambda: run_directory.read_result(folder))
+            if result is not None:
+                watcher.said(f"{folder}: this run has finished; its result follows")
+                return result
+            try:
+                return _train(recipe, folder, watcher, world)
+            except RegardError:
+                # Where it failed before the first step there is nothing to resume.
+                if world.is_first and is_new and not (folder / "metrics.jsonl").exists():
+                    (folder / run_directory.RECIPE).unlink(missing_ok=True)
+                    shutil.rmtree(folder / "data", ignore_errors=True)
+                raise
+
+
+def _hold(held: ExitStack, recipe: TranslateRecipe, folder: Path, origin: str) -> bool:
+    """Takes the run directory until `held` ends; whether the run is a new one. Raises: ConfigError, TrainingError."""
     is_new = not (folder / run_directory.RECIPE).is_file()
     if is_new and folder.is_dir():
         foreign = sorted({path.name for path in folder.iterdir()} - LEFTOVERS)
         if foreign:
             remedy = "give a new or empty folder with --run"
             raise ConfigError(f"{folder}: holds {foreign[0]} and no {run_directory.RECIPE}, so it is no run; {remedy}")
-    with run_directory.opened(folder, json.loads(json.dumps(plain(recipe))), origin):
-        result = run_directory.read_result(folder)
-        if result is not None:
-            watcher.said(f"{folder}: this run has finished; its result follows")
-            return result
-        try:
-            return _train(recipe, folder, watcher)
-        except RegardError:
-            if is_new and not (folder / "metrics.jsonl").exists():  # it failed before the first step: nothing to resume
-                (folder / run_directory.RECIPE).unlink(missing_ok=True)
-                shutil.rmtree(folder / "data", ignore_errors=True)
-            raise
+    held.enter_context(run_directory.opened(folder, json.loads(json.dumps(plain(recipe))), origin))
+    return is_new
 
 
-def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str, Any]:
+def _check_shared(folder: Path, world: World) -> None:
+    """Raises: TrainingError where this process does not see the folder that the first one holds."""
+    if not (folder / run_directory.RECIPE).is_file():
+        remedy = "give a --run on a disk that all machines of the run share"
+        raise TrainingError(f"{folder}: holds the run of process 1 of {world.size}, which is not seen here; {remedy}")
+
+
+def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher, world: World) -> dict[str, Any]:
     # All data is looked at before the first step: what is wrong with the test set shows now, not hours later.
-    validation, bad_validation = _pairs(recipe.data, "validation", watcher, recipe.validation.max_sentences)
-    test, bad_test = _pairs(recipe.data, "test", watcher)
-    source, target = tokenizers(recipe, folder / "data", watcher)
-    corpus = corpora(recipe, folder / "data", source, target, watcher)
+    validation, bad_validation = world.in_turn(
+        lambda: _pairs(recipe.data, "validation", watcher, recipe.validation.max_sentences)
+    )
+    test, bad_test = world.in_turn(lambda: _pairs(recipe.data, "test", watcher))
+    source, target = world.in_turn(lambda: tokenizers(recipe, folder / "data", watcher))
+    corpus = world.in_turn(lambda: corpora(recipe, folder / "data", source, target, watcher))
     torch.manual_seed(recipe.seed)
     model = EncoderDecoder(len(source), len(target), recipe.model)
+    num_parameters = model.num_parameters()
     longest = int(corpus.lengths("source").max())
     about: dict[str, Any] = {
         "recipe": json.loads(json.dumps(plain(recipe))),
@@ -91,7 +123,7 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
                 "test": bad_test.to_record(),
             },
         },
-        "parameters": model.num_parameters(),
+        "parameters": num_parameters,
     }
     config = TranslatorConfig(
         recipe.data.source_language,
@@ -110,10 +142,13 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
     def validate(trained: nn.Module) -> dict[str, float]:
         return validation_scores(translator(trained), validation, recipe)
 
-    stream = BatchStream(corpus, recipe.data.batch, seed=recipe.seed, roles=ROLES)
+    stream = _stream(corpus, world.in_turn(lambda: _budget(recipe, model, corpus, folder, watcher, world)), recipe)
     shares = stream.padding_share(0)
     told = ", ".join(f"{role} {share:.1%}" for role, share in shares.items())
-    watcher.said(f"{model.num_parameters():,} parameters; {stream.num_batches(0)} batches an epoch; padding {told}")
+    watcher.said(f"{num_parameters:,} parameters; {stream.num_batches(0)} batches an epoch; padding {told}")
+    if world.size > 1:
+        how = {"replicate": "each with all of the model", "shard": "each with a shard of the model"}
+        watcher.said(f"{world.size} processes, {how[recipe.training.parallel]}")
     trainer = Trainer(
         model,
         stream,
@@ -126,11 +161,50 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher) -> dict[str,
         keep_best=lambda trained: translator(trained).save(folder / "model", model_card(config, None)),
         watcher=watcher,
         real_queries=real_queries,
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        workers=recipe.data.workers,
+        world=world,
+        device=world.device(),
     )
     began = time.monotonic()
     summary = trainer.run()
-    return _finished(recipe, folder, translator(model), test, summary, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return world.first(lambda: _finished(recipe, folder, translator(model), test, summary, seconds))
+
+
+def _stream(corpus: Corpus, budget: TokenBudget, recipe: TranslateRecipe) -> BatchStream:
+    return BatchStream(corpus, budget, seed=recipe.seed, roles=ROLES)
+
+
+def _budget(
+    recipe: TranslateRecipe, model: EncoderDecoder, corpus: Corpus, folder: Path, watcher: Watcher, world: World
+) -> TokenBudget:
+    """The recipe's budget of a batch; for `auto` the one that was found when the run began, or is found now.
+
+    Raises: ConfigError where it cannot be found.
+    """
+    batch = recipe.data.batch
+    if isinstance(batch, TokenBudget):
+        return batch
+
+    def find() -> Found:
+        if world.size > 1 and recipe.training.parallel == "shard":
+            raise ConfigError(
+                "data.batch.batch_tokens is auto, which is found with all of the model on one device, but"
+                " training.parallel is shard; set data.batch.batch_tokens to a number"
+            )
+        device = world.device()
+        watcher.said("looking for the number of tokens a batch")
+        return find_batch_tokens(
+            model,
+            lambda batch_tokens: _stream(corpus, batch.of(batch_tokens), recipe),
+            objective(recipe.training.label_smoothing),
+            smallest=recipe.data.max_tokens,
+            dtype=resolved_precision(recipe.training.precision, device),
+            device=device,
+            processes=num_on_this_machine(),
+        )
+
+    return batch.of(kept_batch_tokens(folder / "data" / "batch_tokens.json", find, watcher.said))
 
 
 def _finished(

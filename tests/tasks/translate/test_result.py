@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.record import AttentionRecord, Axis
+from regard.attention.records.record import AttentionRecord, Axis
 from regard.decoding.hypotheses import Hypothesis
 from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.tasks.translate.result import Translation, joined, translation_of

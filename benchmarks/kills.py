@@ -1,0 +1,433 @@
+"""Kills a training run at random instants, a hundred times, and compares what comes of it with a run left in peace.
+
+    .venv/bin/python benchmarks/kills.py --kills 100 --out benchmarks/results/kills.md
+
+The run is `python -m regard train` on Multi30k's first sentences (or the demo's phrases, where they are not at hand),
+with data workers, accumulation, a moving average, averaged checkpoints, a cosine schedule, early stopping, looks at
+attention. SIGKILL comes at an instant drawn uniformly from the time that a run in peace takes, then the same command
+runs again at once, and again, until it ends. Compared is every byte that is a function of the recipe: all tensors and
+values of all checkpoints, `metrics.jsonl`, the prepared data, `model/`, scores, TensorBoard's numbers. Ends with status
+1 where anything differs, and begins by flipping single bits to see that it would notice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from regard.tasks.translate.demo_corpus import make_corpus
+from regard.training import checkpoint_folder
+from regard.training.processes import World
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROBE = Path(__file__).resolve().parent / "kill_probe"
+PAIRS = {"train": 1000, "val": 40, "test_2016_flickr": 20}  # the first so many of each part
+MOST_STARTS = 60  # of one run; more would mean that it gets nowhere
+UNCOMPARED = {".lock", "tensorboard"}  # the latter's numbers are compared, not its files, of which each start has one
+CLOCKED = {"seconds_of_last_part", "tokens_per_second", "config_sha256"}  # what depends on the clock
+# What the innermost of these functions on the stack says of the instant; "" is any function of the file.
+PLACES = (
+    ("checkpoint_folder.py", "write", "writing a checkpoint"),
+    ("disk.py", "delete_folder", "deleting an old checkpoint"),
+    ("checkpoint.py", "_tidy", "deleting an old checkpoint"),
+    ("checkpoint_folder.py", "", "reading checkpoints"),
+    ("model_directory.py", "write", "writing model/"),
+    ("training.py", "_finished", "scoring the finished model"),
+    ("loop.py", "_validate", "validating"),
+    ("loop.py", "_finish", "choosing among best, last and average"),
+    ("update.py", "_attempt#0", "an update's first batch"),
+    ("update.py", "_attempt#1", "an update's second batch"),
+    ("loading.py", "", "waiting for data workers"),
+    ("update.py", "take", "changing the weights"),
+    ("corpus.py", "prepare", "preparing the corpus"),
+    ("text.py", "train", "learning the vocabulary"),
+    ("loop.py", "", "elsewhere in the loop"),
+    ("training.py", "", "elsewhere in preparing"),
+)
+STARTING = "starting Python and importing"
+ORDER = [STARTING, *dict.fromkeys(place for *_, place in PLACES)]
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------
+
+
+def write_data(folder: Path, shared: Path) -> str:
+    """Parallel text in `folder`; what it is."""
+    folder.mkdir(parents=True)
+    if (shared / "train.en").is_file():
+        for name, count in PAIRS.items():
+            for side in ("en", "de"):
+                lines = (shared / f"{name}.{side}").read_text(encoding="utf-8").splitlines(keepends=True)
+                (folder / f"{name}.{side}").write_text("".join(lines[:count]), encoding="utf-8")
+        return f"the first {PAIRS['train']:,} pairs of Multi30k en-de"
+    made = make_corpus(1, num_train=PAIRS["train"], num_validation=PAIRS["val"], num_held_out=40)
+    for name, phrases in zip(PAIRS, (made.train, made.validation, made.held_out), strict=True):
+        for side, role in (("en", "source"), ("de", "target")):
+            text = "".join(getattr(phrase, role) + "\n" for phrase in phrases)
+            (folder / f"{name}.{side}").write_text(text, encoding="utf-8")
+    return f"{PAIRS['train']:,} generated phrases of `regard demo translate`"
+
+
+def recipe(data: Path) -> dict[str, Any]:
+    """A run of a dozen seconds in which everything happens."""
+    side = {
+        "type": "transformer",
+        "model_dim": 32,
+        "num_layers": 1,
+        "attention": {"heads": 4},
+        "feed_forward": {"width": 64},
+        "embedding": {"dropout": 0.1},
+    }
+    validation, test = ({"path": {"source": f"{n}.en", "target": f"{n}.de"}} for n in ("val", "test_2016_flickr"))
+    return {
+        "task": "translate",
+        "data": {
+            "source_language": "en",
+            "target_language": "de",
+            "root": str(data),
+            "train": {"path": {"source": "train.en", "target": "train.de"}},
+            "validation": validation,
+            "test": test,
+            "max_tokens": 100,
+            "batch": {"batch_tokens": 768},
+            "workers": 2,
+        },
+        "tokenizers": {"source": {"kind": "bpe", "vocab_size": 1000}},
+        "model": {"tie": "all", "encoder": side, "decoder": side},
+        "training": {
+            "max_steps": 160,
+            "schedule": {"kind": "cosine", "peak": 1e-2, "warmup_steps": 20, "floor": 0.0},
+            "accumulate": 2,
+            "ema_decay": 0.9,
+            "validate_every": 10,
+            "checkpoint_every": 5,
+            "keep_checkpoints": 3,
+            "final": ["best", "last", "average"],
+            "patience": 2,
+            "log_every": 1,
+            "attention_every": 10,
+        },
+        "validation": {"metric": "bleu", "decoding": {"max_length": 25}},
+        "decoding": {"beam_size": 2, "max_length": 25},
+    }
+
+
+class Start:
+    """One start of the command that trains in `folder`."""
+
+    def __init__(self, recipe: Path, folder: Path, threads: int, token: str) -> None:
+        self.note = folder.with_suffix(".note")
+        self.note.write_bytes(b"")
+        self.said = folder.with_suffix(".said")
+        path = os.pathsep.join([str(PROBE), str(REPOSITORY)])
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "REGARD_KILLS": token}
+        environment["REGARD_KILL_PROBE"] = str(self.note)
+        with self.said.open("wb") as said:
+            command = [sys.executable, "-m", "regard", "train", str(recipe), "--run", str(folder)]
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def ended_within(self, seconds: float) -> bool:
+        """Whether the process ends by itself in that time, which is then waited for. Fails with what it said."""
+        try:
+            status = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        if status != 0:
+            sys.exit(f"a start ended with status {status}:\n{self.said.read_text(encoding='utf-8', errors='replace')}")
+        return True
+
+    def kill(self) -> str:
+        """Kills the process and nothing else; where it was."""
+        self.process.send_signal(signal.SIGKILL)
+        assert self.process.wait() == -signal.SIGKILL
+        return place_of(self.note.read_bytes().partition(b"\0")[0].decode(errors="replace"))
+
+
+def place_of(stack: str) -> str:
+    """What a stack, as the probe notes it, says of an instant."""
+    for name in stack.split(" "):
+        file, _, function = name.partition(":")
+        for of_file, of_function, place in PLACES:
+            if file == of_file and of_function in ("", function):
+                return place
+    return STARTING
+
+
+def left_behind(token: str) -> list[int]:
+    """Processes of this benchmark that still run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"REGARD_KILLS={token}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:
+            continue  # ended meanwhile, or somebody else's
+    return found
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+def content(run: Path) -> dict[str, Any]:
+    """Everything in a finished run that is a function of its recipe, by name."""
+    found: dict[str, Any] = {}
+    for path in sorted((run / "checkpoints").iterdir()):
+        found[f"checkpoints/{path.name}"] = checkpoint(path)
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run)
+        if path.is_file() and name.parts[0] not in {*UNCOMPARED, "checkpoints"}:
+            found[str(name)] = values(path) if path.suffix == ".json" else path.read_bytes()
+    found["tensorboard"] = events(run / "tensorboard")
+    return found
+
+
+def checkpoint(path: Path) -> dict[str, Any] | str:
+    """Tensors as bytes, by name, and the plain values."""
+    state = checkpoint_folder.whole_state(path, World())
+    if state is None:
+        return "damaged"
+    tensors = {name: (str(one.dtype), tuple(one.shape), bytes_of(one)) for name, one in tensors_of(path).items()}
+    return {"state": state, **tensors}
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def tensors_of(path: Path) -> dict[str, torch.Tensor]:
+    layout = checkpoint_folder.layout(path).state_dict_metadata
+    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in sorted(layout.items())}
+    checkpoint_folder.load(path, tensors)
+    return tensors
+
+
+def values(path: Path) -> Any:
+    """Of a JSON file, without what depends on the clock."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: timeless(inner) for key, inner in value.items() if key not in CLOCKED}
+        return [timeless(inner) for inner in value] if isinstance(value, list) else value
+
+    try:
+        return timeless(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        return "damaged"
+
+
+def events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
+    """What TensorBoard shows; of what depends on the clock, the steps alone."""
+    shown = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    shown.Reload()
+    return {
+        tag: [(event.step, None if tag in CLOCKED else event.value) for event in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+    }
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of what differs between the contents of two runs."""
+    return [name for name in sorted({*one, *other}) if name not in one or name not in other or one[name] != other[name]]
+
+
+def check_that_a_bit_is_seen(run: Path, scratch: Path, chance: random.Random) -> int:
+    """Flips a bit of every kind of file, and one of every kind of tensor under fresh hashes -> how many were flipped.
+
+    Ends the benchmark where one is not noticed.
+    """
+    expected = content(run)
+    newest = max((run / "checkpoints").glob("step-*"))
+    files = [run / name for name in ("metrics.jsonl", "result.json", "model/model.safetensors", "model/config.json")]
+    files += [*(run / "data").rglob("*.*"), *newest.iterdir(), *(run / "checkpoints" / "best").iterdir()]
+    flips = [path.relative_to(run) for path in files if path.is_file() and path.stat().st_size]
+    for name in flips:
+        changed = shutil.copytree(run, scratch)
+        written = bytearray((changed / name).read_bytes())
+        written[timeless_place(written, chance)] ^= 1 << chance.randrange(8)
+        (changed / name).write_bytes(written)
+        _must_differ(expected, changed, str(name))
+    state = checkpoint_folder.whole_state(newest, World())
+    assert state is not None
+    kinds: dict[str, str] = {}
+    for name in tensors_of(newest):
+        kinds.setdefault(f"{name.split('/')[0]} {name.rpartition('.')[2]}", name)
+    for name in kinds.values():
+        changed = shutil.copytree(run, scratch)
+        tensors = tensors_of(newest)
+        flat = tensors[name].reshape(-1).view(torch.uint8)  # shares its memory
+        flat[chance.randrange(len(flat))] ^= 1 << chance.randrange(8)
+        checkpoint_folder.write(changed / "checkpoints" / newest.name, tensors, state, World(), usable="")
+        _must_differ(expected, changed, f"{newest.name}: {name}")
+    return len(flips) + len(kinds)
+
+
+def timeless_place(written: bytes, chance: random.Random) -> int:
+    """A byte in no line that depends on the clock: such lines are not compared."""
+    while True:
+        place = chance.randrange(len(written))
+        line = written[:place].rpartition(b"\n")[2] + written[place:].partition(b"\n")[0]
+        if not any(key.encode() in line for key in CLOCKED):
+            return place
+
+
+def _must_differ(expected: dict[str, Any], changed: Path, name: str) -> None:
+    try:
+        found = differences(expected, content(changed))
+    except Exception:  # whatever cannot be read any more
+        found = [name]
+    shutil.rmtree(changed)
+    if not found:
+        sys.exit(f"a flipped bit in {name} was not noticed: nothing that follows would mean anything")
+
+
+# -- killing -----------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What happened so far. places: where kills landed. survived: kills of runs that ended as the one in peace."""
+
+    def __init__(self) -> None:
+        self.places: Counter[str] = Counter()
+        self.runs = self.starts = self.survived = self.left_behind = 0
+        self.differing: list[str] = []
+
+
+def disturbed(
+    start: Any, folder: Path, expected: dict[str, Any], life: float, wanted: int, chance: random.Random, tally: Tally
+) -> None:
+    """One run, killed and started again until it ends; no more than `wanted` kills."""
+    places: Counter[str] = Counter()
+    for _ in range(MOST_STARTS):
+        tally.starts += 1
+        begun = start(folder)
+        seconds = chance.uniform(0.0, life) if places.total() < wanted else math.inf
+        if begun.ended_within(seconds if seconds < math.inf else 20 * life + 60):
+            break
+        if seconds == math.inf:
+            sys.exit(f"{folder}: a start that nobody disturbs does not end")
+        places[begun.kill()] += 1
+    else:
+        sys.exit(f"{folder}: not finished after {MOST_STARTS} starts")
+    found = differences(expected, content(folder))
+    tally.runs += 1
+    tally.places += places
+    tally.survived += 0 if found else places.total()
+    tally.differing += [f"run {tally.runs}: {', '.join(found)}"] if found else []
+    shutil.rmtree(folder)
+
+
+def report(
+    tally: Tally, about: str, peace: dict[str, Any], life: float, flips: int, seconds: float, arguments: Any
+) -> str:
+    kills = tally.places.total()
+    early = (
+        f"early, by patience, after step {peace['steps']}" if peace["stopped_early"] else f"after step {peace['steps']}"
+    )
+    lines = [
+        "# Kills",
+        "",
+        f"`python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}`",
+        "",
+        f"{processor()}, {arguments.threads} thread(s) a process, Python {platform.python_version()}, torch"
+        f" {torch.__version__}. The run: {about}; 2 data workers, 2 batches an update, moving average, the last 3"
+        f" checkpoints averaged, cosine schedule, patience 2. In peace it takes {life:.1f} s from start to scores and"
+        f" ends {early}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| kills (SIGKILL), at instants uniform over {life:.1f} s | {kills} |",
+        f"| runs they fell upon, each continued by the same command to its end | {tally.runs} |",
+        f"| starts of the command | {tally.starts} |",
+        f"| **kills survived bit-identically** | **{tally.survived} of {kills}** |",
+        f"| runs that differ from the one in peace | {len(tally.differing)} |",
+        f"| processes left behind | {tally.left_behind} |",
+        f"| single bits flipped beforehand, all noticed | {flips} |",
+        f"| time | {seconds / 60:.0f} min |",
+        "",
+        "| where the kills landed | kills |",
+        "|---|---|",
+        *(f"| {place} | {tally.places[place]} |" for place in ORDER if tally.places[place]),
+        "",
+        "Compared are all tensors and values of all checkpoints (weights, optimiser, average, position in the data),"
+        " `metrics.jsonl` with loss, gradient norm and tokens of every update, the prepared data, `model/`, the scores,"
+        " and the numbers in TensorBoard's files.",
+    ]
+    return "\n".join([*lines, *(f"\n**{line}**" for line in tally.differing)]) + "\n"
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=None, help="of the instants; by chance unless given")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "multi30k")
+    parser.add_argument("--out", type=Path, help="write the table to this file too")
+    arguments = parser.parse_args()
+    arguments.seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
+    chance = random.Random(arguments.seed)
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    tally = Tally()
+    with tempfile.TemporaryDirectory(prefix="regard-kills-") as scratch:
+        folder = Path(scratch)
+        token = folder.name
+        about = write_data(folder / "text", arguments.data)
+        path = folder / "kills.yaml"
+        path.write_text(yaml.safe_dump(recipe(folder / "text"), sort_keys=False), encoding="utf-8")
+
+        def start(run: Path) -> Start:
+            return Start(path, run, arguments.threads, token)
+
+        lives = []
+        for name in ("peace", "again"):  # the first start may have to read everything from the disk
+            started = time.monotonic()
+            assert start(folder / name).ended_within(600), "a run in peace takes more than ten minutes"
+            lives.append(time.monotonic() - started)
+        life = min(lives)
+        expected = content(folder / "peace")
+        if unequal := differences(expected, content(folder / "again")):
+            sys.exit(f"two runs in peace differ in {', '.join(unequal)}")
+        flips = check_that_a_bit_is_seen(folder / "peace", folder / "flipped", chance)
+        print(f"in peace {life:.1f} s; {flips} flipped bits noticed; seed {arguments.seed}", flush=True)
+        while tally.places.total() < arguments.kills:
+            wanted = arguments.kills - tally.places.total()
+            disturbed(start, folder / "disturbed", expected, life, wanted, chance, tally)
+            time.sleep(1.0)  # workers of killed processes have long ended by now
+            tally.left_behind += len(left_behind(token))
+            print(f"{tally.places.total()} kills, {tally.survived} survived bit-identically", flush=True)
+        peace = values(folder / "peace" / "result.json")
+    text = report(tally, about, peace, life, flips, time.monotonic() - began, arguments)
+    print(f"\n{text}")
+    if arguments.out:
+        arguments.out.write_text(text, encoding="utf-8")
+    sys.exit(1 if tally.survived < tally.places.total() or tally.left_behind else 0)
+
+
+if __name__ == "__main__":
+    main()

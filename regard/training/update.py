@@ -1,0 +1,180 @@
+"""One optimiser update: the loss of its batches, in however many processes and pieces, then one step.
+
+An update is `training.accumulate` batches whatever the number of processes: each takes its share of them, and the loss
+is divided by the number of target tokens of all. A batch that does not fit into memory is cut into pieces by its rows:
+the losses of the pieces add up to the batch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from regard.data.batches import Batch
+from regard.errors import TrainingError
+from regard.training.attention_monitor import AttentionMonitor, Look
+from regard.training.config import TrainingConfig
+from regard.training.memory import lacks_memory
+from regard.training.objective import Loss
+from regard.training.optimizer import adamw
+from regard.training.parallel import Alone
+from regard.training.processes import World
+from regard.training.schedule import learning_rate
+
+
+class Outcome(NamedTuple):
+    """What an update came to, over all processes.
+
+    nll: nats, summed. norm: the gradient's, before clipping. num_tokens: target tokens. padding_share: mean over the
+    batches. look: what attention was seen to do, if it was looked at.
+    """
+
+    nll: float
+    norm: float
+    num_tokens: int
+    padding_share: float
+    look: Look | None
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.nll + self.norm)
+
+
+class Updates:
+    """Takes the updates of one run.
+
+    spread: the model as the processes share it. seed: of dropout. pieces: how many pieces every batch is taken in; it
+    doubles when memory runs out and never falls, and checkpoints keep it.
+    """
+
+    def __init__(
+        self,
+        spread: Alone,
+        config: TrainingConfig,
+        attention: AttentionMonitor,
+        *,
+        seed: int,
+        world: World,
+        device: torch.device,
+        said: Callable[[str], None],
+    ) -> None:
+        self.spread = spread
+        self.config = config
+        self.attention = attention
+        self.seed = seed
+        self.world = world
+        self.device = device
+        self.said = said
+        self.optimizer = adamw(spread.trained, config.optimizer)
+        self.pieces = 1
+        self.settled = 1  # pieces that all processes have agreed on
+        self._exchanging = False  # other processes are in the midst of this one's forward or backward pass
+
+    def take(self, step: int, parts: Sequence[tuple[int, Batch]], dtype: torch.dtype) -> Outcome:
+        """Update number `step`, counted from 1. parts: this process's batches, each with its number in the update.
+
+        Where the loss or its gradient is not finite, the weights stay what they are. Raises: TrainingError when memory
+        does not hold a single row, or runs out where the other processes cannot begin again.
+        """
+        batches = [batch for _, batch in parts]
+        tokens, padding, rows = self.world.exchanged(
+            sum(batch.num_target_tokens for batch in batches),
+            sum(batch.padding_share for batch in batches),
+            min(len(batch) for batch in batches),
+        ).unbind(1)
+        num_tokens = int(tokens.sum())
+        # The mean over the processes of what each divides by its part of the tokens is the sum divided by all of them.
+        share = num_tokens / self.world.size
+        # Where every pass is an exchange, all processes must make equally many.
+        limit = int(rows.min()) if self.spread.exchanges_in_forward else max(map(len, batches))
+        nll, look = self._backward(step, parts, dtype, share, limit)
+        norm = self.spread.clipped_norm(self.config.clip_norm)
+        sums, pieces = self.world.exchanged(nll, self.pieces).unbind(1)
+        self._settle(step, int(pieces.max()))
+        padding_share = float(padding.sum()) / (len(batches) * self.world.size)
+        look = None if look is None else self.attention.join(look, self.world)
+        outcome = Outcome(float(sums.sum()), norm, num_tokens, padding_share, look)
+        if outcome.is_finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(step, self.config.max_steps, self.config.schedule)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return outcome
+
+    def _backward(
+        self, step: int, parts: Sequence[tuple[int, Batch]], dtype: torch.dtype, share: float, limit: int
+    ) -> tuple[float, Look | None]:
+        """Leaves the gradient of this process's parts in the parameters -> (their summed nll, the look at attention).
+
+        share: what the loss is divided by. limit: the most pieces a part may be cut into. Out of memory it begins anew
+        with smaller pieces.
+        """
+        while True:
+            pieces = [
+                (number, place, piece)
+                for number, part in parts
+                for place, piece in enumerate(part.split(min(self.pieces, limit)))
+            ]
+            try:
+                return self._attempt(step, pieces, dtype, share)
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+                reason = " ".join(str(error).split()) or type(error).__name__
+            self._make_room(step, max(len(piece) for _, _, piece in pieces), reason)
+
+    def _attempt(
+        self, step: int, pieces: Sequence[tuple[int, int, Batch]], dtype: torch.dtype, share: float
+    ) -> tuple[float, Look | None]:
+        look = self.attention.look(step)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.spread.trained.train()
+        self._exchanging = self.spread.exchanges_in_forward
+        for index, (number, place, piece) in enumerate(pieces):
+            is_last = index == len(pieces) - 1
+            piece = piece.to(self.device)
+            forward = partial(self._loss, step, number, place, piece, dtype)
+            with nullcontext() if is_last else self.spread.apart():
+                loss = self.attention.through(look, self.spread.trained, piece, forward)
+                self._exchanging |= is_last and self.world.size > 1
+                (loss.objective / share).backward()
+            total += loss.nll
+        return float(total), look
+
+    def _loss(self, step: int, number: int, place: int, piece: Batch, dtype: torch.dtype) -> Loss:
+        """The summed loss of a piece; nothing but the weights and its place in the run decides it."""
+        seed_dropout(self.seed, step, number, place)
+        return self.spread.loss(piece, dtype)
+
+    def _make_room(self, step: int, largest: int, reason: str) -> None:
+        """Cuts every batch into twice as many pieces. largest: rows of the largest piece so far."""
+        remedy = f"start another run with a lower data.batch.batch_tokens ({reason})"
+        if self._exchanging:
+            raise TrainingError(f"step {step}: out of memory amid an exchange with the other processes; {remedy}")
+        if largest == 1:
+            raise TrainingError(f"step {step}: out of memory with a single row of a batch; {remedy}")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pieces *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _settle(self, step: int, pieces: int) -> None:
+        """All processes take as many pieces as the one with the least memory."""
+        if pieces > self.settled:
+            self.said(
+                f"step {step}: out of memory: from here on every batch is taken in {pieces} pieces; a run with a lower"
+                " data.batch.batch_tokens needs none"
+            )
+        self.pieces = self.settled = pieces
+
+
+def seed_dropout(seed: int, step: int, part: int, piece: int = 0) -> None:
+    """Makes every random number of a piece of a part of a step a pure function of its place in the run."""
+    mixed = np.random.SeedSequence([seed, step, part, piece]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(mixed >> np.uint64(1)))

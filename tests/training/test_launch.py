@@ -1,0 +1,108 @@
+"""What the environment says of the processes of a run, and how they find each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from regard.errors import ConfigError, OfOneProcess, TrainingError
+from regard.training.launch import Launch, is_first, launched
+from regard.training.processes import World, check_parts, is_silence, lost, opened
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29"}
+
+
+def test_the_environment_says_which_process_it_is() -> None:
+    assert launched({}) == Launch(0, 1, 0)
+    assert launched({"RANK": "3"}) == Launch(0, 1, 0), "a variable alone may be anybody's"
+    assert launched(TORCHRUN) == Launch(3, 5, 1)
+    assert launched({"RANK": "0", "WORLD_SIZE": "1"}) == Launch(0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"RANK": "5"}, "RANK=5, WORLD_SIZE=5, LOCAL_RANK=1, expected a rank below the size"),
+        ({"RANK": "two"}, "RANK=two, WORLD_SIZE=5, LOCAL_RANK=1, expected numbers"),
+        ({"MASTER_PORT": None}, "RANK=3, WORLD_SIZE=5, LOCAL_RANK=1, but not MASTER_PORT"),
+    ],
+)
+def test_an_environment_that_makes_no_sense(change: dict[str, str | None], expected: str) -> None:
+    environment = {name: value for name, value in {**TORCHRUN, **change}.items() if value is not None}
+    with pytest.raises(ConfigError) as raised:
+        launched(environment)
+    assert str(raised.value) == f"the environment says {expected}; start processes with torchrun"
+
+
+def test_the_first_one_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_first()
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert not is_first()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first()
+    monkeypatch.setenv("RANK", "none")
+    assert is_first(), "somebody must tell the mistake"
+
+
+def test_who_speaks_is_known_without_torch() -> None:
+    program = "import sys, regard.training.launch; print('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout == "False\n"
+
+
+def test_a_process_alone_pays_nothing() -> None:
+    with opened() as world:
+        assert world == World()
+        assert world.exchanged(1.5, True).tolist() == [[1.5, 1.0]]
+        assert (world.first(lambda: 2), world.in_turn(lambda: 3), world.gathered(4)) == (2, 3, [4])
+        assert world.all_agree(True) and not world.all_agree(False)
+        error = TrainingError("x")
+        assert world.told_once(error) is error
+        assert not dist.is_initialized()
+    with pytest.raises(ZeroDivisionError), opened() as world:
+        world.first(lambda: 1 // 0)
+
+
+def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(OfOneProcess) as raised, opened():
+        pass
+    assert str(raised.value) == (
+        "process 4 of 5: this machine has 1 GPUs, and this is process 2 on it; start 1 with --nproc-per-node, or compute"
+        " on processors with CUDA_VISIBLE_DEVICES="
+    )
+    assert World(3, 5, 1).device() == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("accumulate", "size", "example"), [(1, 2, "accumulate=2 with data.batch.batch_tokens made 2 times"), (6, 4, "=8 ")]
+)
+def test_parts_must_be_shared_out_evenly(accumulate: int, size: int, example: str) -> None:
+    check_parts(size * accumulate, World(0, size))
+    with pytest.raises(ConfigError) as raised:
+        check_parts(accumulate, World(0, size))
+    assert f"training.accumulate is {accumulate}, but {size} processes share" in str(raised.value)
+    assert example in str(raised.value)
+
+
+def test_what_torch_says_when_nobody_answers() -> None:
+    told = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:30"
+    assert is_silence(RuntimeError(told))
+    assert is_silence(dist.DistBackendError("NCCL communicator was aborted on rank 1"))
+    assert not is_silence(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_silence(ValueError(told))
+    assert str(lost(RuntimeError(told))).startswith(
+        "another process of this run has ended or cannot be reached (Connection closed by peer [127.0.0.1]:30); its own"
+    )
+    assert "\n" not in str(lost(RuntimeError("a\nb" * 99)))
+    assert len(str(lost(RuntimeError("a\nb" * 99)))) < 400
