@@ -143,6 +143,7 @@ def main() -> None:
             write_text(corpus, setting.tokenizer, folder / part)
         words = (str(index) for index in range(len(setting.tokenizer)))
         (folder / "vocabulary.txt").write_text("\n".join((*SPECIAL, *words)) + "\n", encoding="utf-8")
+        (folder / "model").mkdir()
         config = joey_config(setting, folder, steps, arguments.steps)
         (folder / "joey.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         command: list[Path | str] = [arguments.joey, side, folder / "joey.yaml", str(arguments.threads)]

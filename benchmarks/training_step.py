@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.attention.backends import kernels
 from regard.inputs.embeddings import EmbeddingConfig
 from regard.layers import dropout as dropout_module
 from regard.layers.attention import AttentionConfig
@@ -32,7 +31,6 @@ from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.training.objective import cross_entropy
 
 VOCAB, SENTENCES, LONGEST = 6_000, 240, 17
-SIDES = ("query", "key", "value")
 
 
 class Step:
@@ -86,18 +84,13 @@ def torch_dropout() -> Iterator[None]:
 
 
 @contextmanager
-def narrow_attention() -> Iterator[None]:
-    """Within the context attention keeps bfloat16 in training."""
-    original = kernels.CpuFlash.forward
-
-    def narrow(self: kernels.CpuFlash, inputs: kernels.Inputs) -> tuple[Tensor, Tensor]:
-        return original(self, inputs._replace(**{name: getattr(inputs, name).bfloat16() for name in SIDES}))
-
-    kernels.CpuFlash.forward = narrow  # type: ignore[method-assign]
+def torch_attention() -> Iterator[None]:
+    """Within the context short rows go to torch's kernel, widened to float32."""
+    os.environ["REGARD_NATIVE"] = "0"
     try:
         yield
     finally:
-        kernels.CpuFlash.forward = original  # type: ignore[method-assign]
+        del os.environ["REGARD_NATIVE"]
 
 
 def seconds(run: Callable[[], None]) -> float:
@@ -118,14 +111,14 @@ def main() -> None:
         with torch_dropout():
             step.run()
 
-    def with_narrow_attention() -> None:
-        with narrow_attention():
+    def with_torch_attention() -> None:
+        with torch_attention():
             step.run()
 
     alternatives: dict[str, Callable[[], None]] = {
         "float32 in place of bfloat16 products": lambda: step.run(torch.float32),
         "torch's dropout in place of byte dropout": with_torch_dropout,
-        "bfloat16 attention in place of float32": with_narrow_attention,
+        "torch's attention in place of the kernel for short rows": with_torch_attention,
         "a plain loss in place of the chunked one": lambda: step.run(plain_loss=True),
     }
     print(f"{arguments.threads} threads, torch {torch.__version__}, {arguments.repeats} pairs each\n")

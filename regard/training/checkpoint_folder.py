@@ -166,7 +166,7 @@ def _is_whole(path: Path, world: World) -> bool:
 
 
 def layout(path: Path) -> Any:
-    """What a checkpoint says of its tensors: sizes, dtypes, where the parts lie. Raises: ValueError for a forged one."""
+    """What a checkpoint says of its tensors: sizes, dtypes, places. Raises: ValueError for a forged one."""
     with (path / LAYOUT).open("rb") as file:
         return _LayoutUnpickler(file).load()
 

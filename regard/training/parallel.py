@@ -89,7 +89,7 @@ class Replicated(Alone):
 
     def __init__(self, model: nn.Module, objective: Objective, device: torch.device) -> None:
         super().__init__(model, objective, device)
-        self.with_objective = nn.parallel.DistributedDataParallel(self.with_objective)
+        self.with_objective = nn.parallel.DistributedDataParallel(self.with_objective, gradient_as_bucket_view=True)
         # A model's buffers are constants here; their broadcast in the forward pass would wait for a process that has
         # run out of memory in it.
         self.with_objective.broadcast_buffers = False

@@ -192,8 +192,9 @@ def check_parts(accumulate: int, world: World) -> None:
     """Raises: ConfigError unless the batches of an update can be shared out evenly."""
     if accumulate % world.size:
         most = -(-accumulate // world.size) * world.size
-        raise ConfigError(
+        what = (
             f"training.accumulate is {accumulate}, but {world.size} processes share the batches of an update; expected"
             f" a multiple of {world.size}, e.g. training.accumulate={most} with data.batch.batch_tokens made"
-            f" {most / accumulate:g} times smaller, which leaves an update as large as it is"
+            f" {most / accumulate:.3g} times smaller, which leaves an update as large as it is"
         )
+        raise world.told_once(ConfigError(what))

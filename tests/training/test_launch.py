@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from regard.errors import ConfigError, OfOneProcess, TrainingError
-from regard.training.launch import Launch, is_first, launched
+from regard.training.launch import Launch, is_first, launched, num_on_this_machine
 from regard.training.processes import World, check_parts, is_silence, lost, opened
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29"}
@@ -78,8 +78,8 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OfOneProcess) as raised, opened():
         pass
     assert str(raised.value) == (
-        "process 4 of 5: this machine has 1 GPUs, and this is process 2 on it; start 1 with --nproc-per-node, or compute"
-        " on processors with CUDA_VISIBLE_DEVICES="
+        "process 4 of 5: this machine has 1 GPUs, and this is process 2 on it; start 1 with --nproc-per-node, or"
+        " compute on processors with CUDA_VISIBLE_DEVICES="
     )
     assert World(3, 5, 1).device() == torch.device("cuda", 1)
 
@@ -106,3 +106,10 @@ def test_what_torch_says_when_nobody_answers() -> None:
     )
     assert "\n" not in str(lost(RuntimeError("a\nb" * 99)))
     assert len(str(lost(RuntimeError("a\nb" * 99)))) < 400
+
+
+def test_how_many_share_this_machine() -> None:
+    assert num_on_this_machine({}) == 1
+    assert num_on_this_machine({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}) == 2
+    assert num_on_this_machine(TORCHRUN) == 5, "all of them, where nobody says"
+    assert num_on_this_machine({**TORCHRUN, "LOCAL_WORLD_SIZE": "many"}) == 5

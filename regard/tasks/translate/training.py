@@ -106,7 +106,7 @@ def _train(recipe: TranslateRecipe, folder: Path, watcher: Watcher, world: World
     )
     test, bad_test = world.in_turn(lambda: _pairs(recipe.data, "test", watcher))
     source, target = world.in_turn(lambda: tokenizers(recipe, folder / "data", watcher))
-    corpus = world.in_turn(lambda: corpora(recipe, folder / "data", source, target, watcher))
+    corpus = Corpus.open(world.first(lambda: corpora(recipe, folder / "data", source, target, watcher).folder))
     torch.manual_seed(recipe.seed)
     model = EncoderDecoder(len(source), len(target), recipe.model)
     num_parameters = model.num_parameters()

@@ -25,8 +25,10 @@ from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
-from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
+from regard.tasks.translate import training
+from regard.tasks.translate.recipe import ROLES, AutoBudget, Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.tasks.translate.training import objective, train
+from regard.training import batch_budget
 from regard.training.config import TrainingConfig
 
 TRANSFORMER = EncoderDecoderConfig(
@@ -143,6 +145,39 @@ def test_the_corpus_is_prepared_once(text: Path, tmp_path: Path) -> None:
             train(chosen, tmp_path / "run")
     finally:
         (text / "train.en").write_text(original, encoding="utf-8")
+
+
+def test_a_budget_is_found_once_and_changes_nothing_else(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_budget, "FEWEST_BATCHES", 3)  # the corpus is small
+    auto = recipe(text).data.model_copy(update={"batch": AutoBudget(batch_tokens="auto")})
+    listener = Listener()
+    result = train(recipe(text, data=auto), tmp_path / "auto", watcher=listener)
+    [told] = [line for line in listener.lines if line.startswith("batch_tokens: ")]
+    written = json.loads((tmp_path / "auto" / "data" / "batch_tokens.json").read_text(encoding="utf-8"))
+    assert told == f"batch_tokens: {written['batch_tokens']:,} found by trying; {written['why']}"
+    assert written["trials"][0]["batch_tokens"] == 64
+    given = recipe(text).data.model_copy(update={"batch": TokenBudget(written["batch_tokens"])})
+    train(recipe(text, data=given), tmp_path / "given")
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "auto" / name).read_bytes() == (tmp_path / "given" / name).read_bytes(), name
+    # The run goes on with what it found, whatever would be found now.
+    for name in ("result.json", "checkpoints", "metrics.jsonl"):
+        path = tmp_path / "auto" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(training, "find_batch_tokens", lambda *values, **named: pytest.fail("searched again"))
+    again = train(recipe(text, data=auto), tmp_path / "auto")
+    assert {**again, "seconds_of_last_part": 0} == {**result, "seconds_of_last_part": 0}
+    assert (tmp_path / "auto" / "metrics.jsonl").read_bytes() == (tmp_path / "given" / "metrics.jsonl").read_bytes()
+
+
+def test_batches_loaded_ahead_change_nothing(text: Path, tmp_path: Path) -> None:
+    train(recipe(text), tmp_path / "0")
+    ahead = recipe(text).data.model_copy(update={"workers": 2})
+    train(recipe(text, data=ahead), tmp_path / "2")
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from regard.data.batches import TokenBudget
 from regard.data.readers import DataSpec
 from regard.errors import ConfigError, DataError
 from regard.tasks.recipe import differences, plain, read_yaml, validated, with_overrides
-from regard.tasks.translate.recipe import TranslateData, TranslateRecipe, with_root
+from regard.tasks.translate.recipe import AutoBudget, TranslateData, TranslateRecipe, with_root
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "translate" / "multi30k-en-de.yaml"
 
@@ -90,6 +92,19 @@ def test_its_checksums_are_those_of_the_corpus(shared_data: Path) -> None:
             "data.batch.batch_tokens is 3, expected 128 or more, so that a record of data.max_tokens fits into a batch;"
             " raise it, or lower data.max_tokens",
         ),
+        (
+            ["data.batch.batch_tokens=atuo"],
+            'key `data.batch.batch_tokens`: received "atuo", expected a whole number or auto',
+        ),
+        (["data.batch.batch_tokens=null"], "key `data.batch.batch_tokens` is null: expected a whole number"),
+        (["data.batch.batch_token=auto"], "unknown key `data.batch.batch_token`, did you mean `batch_tokens`?"),
+        (
+            ["data.batch.batch_tokens=auto", "data.batch.max_sentence=3"],
+            "unknown key `data.batch.max_sentence`, did you mean `max_sentences`?",
+        ),
+        (["data.batch={batch_tokens: auto, max_sentences: 0}"], "max_sentences is 0, expected 1 or more, or none"),
+        (["data.batch={}"], "key `data.batch.batch_tokens` is missing, add it"),
+        (["data.workers=-1"], "key `data.workers` is -1: expected greater than or equal to 0"),
         (["data.max_tokens=0"], "key `data.max_tokens` is 0: expected greater than or equal to 1"),
     ],
 )
@@ -97,6 +112,18 @@ def test_what_cannot_work_is_refused_before_any_data_is_read(overrides: list[str
     with pytest.raises(ConfigError) as failure:
         recipe_with(*overrides)
     assert str(failure.value) == f"x.yaml: {message}"
+
+
+def test_a_budget_that_is_found_by_trying() -> None:
+    recipe = recipe_with("data.batch={batch_tokens: auto, max_sentences: 50, batch_multiple: 8, length_noise: 0.1}")
+    assert isinstance(recipe.data.batch, AutoBudget)
+    assert recipe.data.batch.of(2048) == TokenBudget(2048, 50, 8, 0.1)
+    assert plain(recipe)["data"]["batch"]["batch_tokens"] == "auto"
+    assert validated(TranslateRecipe, plain(recipe), "x") == recipe
+    given = recipe_with("data.batch={batch_tokens: 2048, max_sentences: 50, batch_multiple: 8, length_noise: 0.1}")
+    assert given.data.batch == recipe.data.batch.of(2048)
+    assert AutoBudget(batch_tokens="auto").of(99) == TokenBudget(99), "the other fields have the same defaults"
+    assert [*AutoBudget.model_fields] == [field.name for field in dataclasses.fields(TokenBudget)]
 
 
 def test_checking_draws_no_random_numbers() -> None:
