@@ -4,17 +4,15 @@
 
 The run is `python -m regard train` on Multi30k's first sentences (or the demo's phrases, where they are not at hand),
 with data workers, accumulation, a moving average, averaged checkpoints, a cosine schedule, early stopping, looks at
-attention. SIGKILL comes at an instant drawn uniformly from the time that a run in peace takes, then the same command
+attention. SIGKILL comes at an instant drawn uniformly from the time that the run still needs, then the same command
 runs again at once, and again, until it ends. Compared is every byte that is a function of the recipe: all tensors and
-values of all checkpoints, `metrics.jsonl`, the prepared data, `model/`, scores, TensorBoard's numbers. Ends with status
-1 where anything differs, and begins by flipping single bits to see that it would notice.
+values of all checkpoints, `metrics.jsonl`, the prepared data, `model/`, scores, TensorBoard's numbers. It ends with
+status 1 where anything differs, and begins by flipping single bits to see that it would notice.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import platform
 import random
@@ -25,23 +23,24 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_contents import content, differences, flipped_bits_noticed
 
 from regard.tasks.translate.demo_corpus import make_corpus
-from regard.training import checkpoint_folder
-from regard.training.processes import World
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROBE = Path(__file__).resolve().parent / "kill_probe"
 PAIRS = {"train": 1000, "val": 40, "test_2016_flickr": 20}  # the first so many of each part
 MOST_STARTS = 60  # of one run; more would mean that it gets nowhere
-UNCOMPARED = {".lock", "tensorboard"}  # the latter's numbers are compared, not its files, of which each start has one
-CLOCKED = {"seconds_of_last_part", "tokens_per_second", "config_sha256"}  # what depends on the clock
+# A start is killed at an instant uniform over the time that it should need, and somewhat beyond: in that part, and where
+# the machine is quick, it ends before.
+BEYOND = 1.3
+STARTING_SHARE = 0.4  # of the run's time; what a start takes at least, however little is left to train
 # What the innermost of these functions on the stack says of the instant; "" is any function of the file.
 PLACES = (
     ("checkpoint_folder.py", "write", "writing a checkpoint"),
@@ -60,6 +59,10 @@ PLACES = (
     ("text.py", "train", "learning the vocabulary"),
     ("loop.py", "", "elsewhere in the loop"),
     ("training.py", "", "elsewhere in preparing"),
+)
+DESCRIPTION = (
+    "2 data workers, 2 batches an update, moving average, a checkpoint every 5 updates of which 3 are averaged at the"
+    " end, cosine schedule, patience 2, looks at attention"
 )
 STARTING = "starting Python and importing"
 ORDER = [STARTING, *dict.fromkeys(place for *_, place in PLACES)]
@@ -184,122 +187,16 @@ def left_behind(token: str) -> list[int]:
     return found
 
 
-# -- comparing ---------------------------------------------------------------------------------------------------------
-
-
-def content(run: Path) -> dict[str, Any]:
-    """Everything in a finished run that is a function of its recipe, by name."""
-    found: dict[str, Any] = {}
-    for path in sorted((run / "checkpoints").iterdir()):
-        found[f"checkpoints/{path.name}"] = checkpoint(path)
-    for path in sorted(run.rglob("*")):
-        name = path.relative_to(run)
-        if path.is_file() and name.parts[0] not in {*UNCOMPARED, "checkpoints"}:
-            found[str(name)] = values(path) if path.suffix == ".json" else path.read_bytes()
-    found["tensorboard"] = events(run / "tensorboard")
-    return found
-
-
-def checkpoint(path: Path) -> dict[str, Any] | str:
-    """Tensors as bytes, by name, and the plain values."""
-    state = checkpoint_folder.whole_state(path, World())
-    if state is None:
-        return "damaged"
-    tensors = {name: (str(one.dtype), tuple(one.shape), bytes_of(one)) for name, one in tensors_of(path).items()}
-    return {"state": state, **tensors}
-
-
-def bytes_of(tensor: torch.Tensor) -> bytes:
-    return tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def tensors_of(path: Path) -> dict[str, torch.Tensor]:
-    layout = checkpoint_folder.layout(path).state_dict_metadata
-    tensors = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in sorted(layout.items())}
-    checkpoint_folder.load(path, tensors)
-    return tensors
-
-
-def values(path: Path) -> Any:
-    """Of a JSON file, without what depends on the clock."""
-
-    def timeless(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: timeless(inner) for key, inner in value.items() if key not in CLOCKED}
-        return [timeless(inner) for inner in value] if isinstance(value, list) else value
-
-    try:
-        return timeless(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        return "damaged"
-
-
-def events(folder: Path) -> dict[str, list[tuple[int, Any]]]:
-    """What TensorBoard shows; of what depends on the clock, the steps alone."""
-    shown = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    shown.Reload()
-    return {
-        tag: [(event.step, None if tag in CLOCKED else event.value) for event in shown.Scalars(tag)]
-        for tag in shown.Tags()["scalars"]
-    }
-
-
-def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of what differs between the contents of two runs."""
-    return [name for name in sorted({*one, *other}) if name not in one or name not in other or one[name] != other[name]]
-
-
-def check_that_a_bit_is_seen(run: Path, scratch: Path, chance: random.Random) -> int:
-    """Flips a bit of every kind of file, and one of every kind of tensor under fresh hashes -> how many were flipped.
-
-    Ends the benchmark where one is not noticed.
-    """
-    expected = content(run)
-    newest = max((run / "checkpoints").glob("step-*"))
-    files = [run / name for name in ("metrics.jsonl", "result.json", "model/model.safetensors", "model/config.json")]
-    files += [*(run / "data").rglob("*.*"), *newest.iterdir(), *(run / "checkpoints" / "best").iterdir()]
-    flips = [path.relative_to(run) for path in files if path.is_file() and path.stat().st_size]
-    for name in flips:
-        changed = shutil.copytree(run, scratch)
-        written = bytearray((changed / name).read_bytes())
-        written[timeless_place(written, chance)] ^= 1 << chance.randrange(8)
-        (changed / name).write_bytes(written)
-        _must_differ(expected, changed, str(name))
-    state = checkpoint_folder.whole_state(newest, World())
-    assert state is not None
-    kinds: dict[str, str] = {}
-    for name in tensors_of(newest):
-        kinds.setdefault(f"{name.split('/')[0]} {name.rpartition('.')[2]}", name)
-    for name in kinds.values():
-        changed = shutil.copytree(run, scratch)
-        tensors = tensors_of(newest)
-        flat = tensors[name].reshape(-1).view(torch.uint8)  # shares its memory
-        flat[chance.randrange(len(flat))] ^= 1 << chance.randrange(8)
-        checkpoint_folder.write(changed / "checkpoints" / newest.name, tensors, state, World(), usable="")
-        _must_differ(expected, changed, f"{newest.name}: {name}")
-    return len(flips) + len(kinds)
-
-
-def timeless_place(written: bytes, chance: random.Random) -> int:
-    """A byte in no line that depends on the clock: such lines are not compared."""
-    while True:
-        place = chance.randrange(len(written))
-        line = written[:place].rpartition(b"\n")[2] + written[place:].partition(b"\n")[0]
-        if not any(key.encode() in line for key in CLOCKED):
-            return place
-
-
-def _must_differ(expected: dict[str, Any], changed: Path, name: str) -> None:
-    try:
-        found = differences(expected, content(changed))
-    except Exception:  # whatever cannot be read any more
-        found = [name]
-    shutil.rmtree(changed)
-    if not found:
-        sys.exit(f"a flipped bit in {name} was not noticed: nothing that follows would mean anything")
-
-
 # -- killing -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Peace:
+    """The run that nobody disturbs: what it leaves, how long it takes, how many updates it has."""
+
+    content: dict[str, Any]
+    seconds: float
+    steps: int
 
 
 class Tally:
@@ -311,23 +208,23 @@ class Tally:
         self.differing: list[str] = []
 
 
-def disturbed(
-    start: Any, folder: Path, expected: dict[str, Any], life: float, wanted: int, chance: random.Random, tally: Tally
-) -> None:
+def disturbed(start: Any, folder: Path, peace: Peace, wanted: int, chance: random.Random, tally: Tally) -> None:
     """One run, killed and started again until it ends; no more than `wanted` kills."""
     places: Counter[str] = Counter()
     for _ in range(MOST_STARTS):
         tally.starts += 1
+        left = peace.seconds * max(1.0 - newest_step(folder) / peace.steps, STARTING_SHARE)
         begun = start(folder)
-        seconds = chance.uniform(0.0, life) if places.total() < wanted else math.inf
-        if begun.ended_within(seconds if seconds < math.inf else 20 * life + 60):
+        if places.total() == wanted:
+            if not begun.ended_within(20 * peace.seconds + 60):
+                sys.exit(f"{folder}: a start that nobody disturbs does not end")
             break
-        if seconds == math.inf:
-            sys.exit(f"{folder}: a start that nobody disturbs does not end")
+        if begun.ended_within(chance.uniform(0.0, BEYOND * left)):
+            break
         places[begun.kill()] += 1
     else:
         sys.exit(f"{folder}: not finished after {MOST_STARTS} starts")
-    found = differences(expected, content(folder))
+    found = differences(peace.content, content(folder))
     tally.runs += 1
     tally.places += places
     tally.survived += 0 if found else places.total()
@@ -335,27 +232,29 @@ def disturbed(
     shutil.rmtree(folder)
 
 
-def report(
-    tally: Tally, about: str, peace: dict[str, Any], life: float, flips: int, seconds: float, arguments: Any
-) -> str:
+def newest_step(folder: Path) -> int:
+    """Where the run would go on."""
+    return max((int(path.name.partition("-")[2]) for path in folder.glob("checkpoints/step-?????????")), default=0)
+
+
+def report(tally: Tally, about: str, peace: Peace, flips: int, seconds: float, arguments: Any) -> str:
     kills = tally.places.total()
-    early = (
-        f"early, by patience, after step {peace['steps']}" if peace["stopped_early"] else f"after step {peace['steps']}"
-    )
+    result = peace.content["result.json"]
+    early = "early, by patience, " if result["stopped_early"] else ""
     lines = [
         "# Kills",
         "",
         f"`python benchmarks/kills.py --kills {arguments.kills} --seed {arguments.seed}`",
         "",
         f"{processor()}, {arguments.threads} thread(s) a process, Python {platform.python_version()}, torch"
-        f" {torch.__version__}. The run: {about}; 2 data workers, 2 batches an update, moving average, the last 3"
-        f" checkpoints averaged, cosine schedule, patience 2. In peace it takes {life:.1f} s from start to scores and"
-        f" ends {early}.",
+        f" {torch.__version__}. The run: {about}; {DESCRIPTION}. In peace it takes {peace.seconds:.1f} s from the"
+        f" command to its scores and ends {early}after update {peace.steps}; a start is killed at an instant uniform"
+        f" over {BEYOND:g} times what is left of that, and the same command follows at once.",
         "",
         "| | |",
         "|---|---|",
-        f"| kills (SIGKILL), at instants uniform over {life:.1f} s | {kills} |",
-        f"| runs they fell upon, each continued by the same command to its end | {tally.runs} |",
+        f"| kills (SIGKILL) | {kills} |",
+        f"| runs they fell upon, each continued to its end | {tally.runs} |",
         f"| starts of the command | {tally.starts} |",
         f"| **kills survived bit-identically** | **{tally.survived} of {kills}** |",
         f"| runs that differ from the one in peace | {len(tally.differing)} |",
@@ -404,25 +303,25 @@ def main() -> None:
         def start(run: Path) -> Start:
             return Start(path, run, arguments.threads, token)
 
-        lives = []
+        seconds = []
         for name in ("peace", "again"):  # the first start may have to read everything from the disk
             started = time.monotonic()
-            assert start(folder / name).ended_within(600), "a run in peace takes more than ten minutes"
-            lives.append(time.monotonic() - started)
-        life = min(lives)
+            if not start(folder / name).ended_within(600):
+                sys.exit("a run in peace takes more than ten minutes")
+            seconds.append(time.monotonic() - started)
         expected = content(folder / "peace")
+        peace = Peace(expected, min(seconds), expected["result.json"]["steps"])
         if unequal := differences(expected, content(folder / "again")):
             sys.exit(f"two runs in peace differ in {', '.join(unequal)}")
-        flips = check_that_a_bit_is_seen(folder / "peace", folder / "flipped", chance)
-        print(f"in peace {life:.1f} s; {flips} flipped bits noticed; seed {arguments.seed}", flush=True)
+        flips = flipped_bits_noticed(folder / "peace", folder / "flipped", chance)
+        print(f"in peace {peace.seconds:.1f} s; {flips} flipped bits noticed; seed {arguments.seed}", flush=True)
         while tally.places.total() < arguments.kills:
             wanted = arguments.kills - tally.places.total()
-            disturbed(start, folder / "disturbed", expected, life, wanted, chance, tally)
+            disturbed(start, folder / "disturbed", peace, wanted, chance, tally)
             time.sleep(1.0)  # workers of killed processes have long ended by now
             tally.left_behind += len(left_behind(token))
             print(f"{tally.places.total()} kills, {tally.survived} survived bit-identically", flush=True)
-        peace = values(folder / "peace" / "result.json")
-    text = report(tally, about, peace, life, flips, time.monotonic() - began, arguments)
+    text = report(tally, about, peace, flips, time.monotonic() - began, arguments)
     print(f"\n{text}")
     if arguments.out:
         arguments.out.write_text(text, encoding="utf-8")

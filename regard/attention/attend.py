@@ -173,8 +173,8 @@ def _checked(
         problems.append(f"dtypes: {query.dtype}, expected a floating point one")
     if not query.device == key.device == value.device:
         problems.append(f"devices: query {query.device}, key {key.device}, value {value.device}")
-    if not 0.0 <= dropout < 1.0:
-        problems.append(f"dropout is {dropout}, expected at least 0 and below 1")
+    if not (isinstance(dropout, int | float) and 0.0 <= dropout < 1.0):
+        problems.append(f"dropout is {dropout!r}, expected at least 0 and below 1")
     call = Call(query, key, value, score, distribution, mask, dropout, observe)
     unobservable = []
     if observe is not None and query.ndim == key.ndim == 4:

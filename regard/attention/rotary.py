@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -187,6 +188,10 @@ class Rotary(Modifier):
     dims: int | None = None
     interleaved: bool = False
     scaling: RotaryScaling | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.base, Real) and 1.0 < self.base < math.inf):
+            raise ConfigError(f"Rotary: base is {self.base!r}, expected a finite number above 1")
 
     def frequencies(self, dims: int, length: int = 0, device: torch.device | str | None = None) -> Tensor:
         """[dims/2], float64: radians a position, scaling included; length: how many positions the sequence has."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -66,6 +67,10 @@ class ScaledDot(Score):
     """scale * q . k, with 1/sqrt(head_dim) unless a scale is given. Vaswani et al. 2017, eq. 1."""
 
     scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not (isinstance(self.scale, Real) and math.isfinite(self.scale)):
+            raise ConfigError(f"ScaledDot: scale is {self.scale!r}, expected a finite number, or leave it out")
 
     def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
         return self._scale(query) * (query @ key.transpose(-2, -1))
@@ -248,6 +253,8 @@ class LocationAware(Score):
 
 def _misfits(name: str, parameter: Tensor, heads: int, *shape: int) -> list[str]:
     """What is wrong with a parameter of shape [heads or 1, *shape]."""
+    if not isinstance(parameter, Tensor):
+        return [f"{name} is {type(parameter).__name__}, expected a tensor"]
     found = tuple(parameter.shape)
     if found in {(1, *shape), (heads, *shape)}:
         return []

@@ -219,3 +219,9 @@ def test_a_scaling_that_cannot_be_is_refused(make: Any, message: str) -> None:
 def test_a_new_scaling_must_say_how() -> None:
     with pytest.raises(TypeError, match="RotaryScaling does not say how to scale"):
         RotaryScaling().scaled(FREQUENCIES, 1e4, 1)
+
+
+@pytest.mark.parametrize("base", [0.0, 1.0, -10_000.0, math.nan, "ten"])
+def test_a_base_that_turns_nothing_is_refused(base: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Rotary: base is .*, expected a finite number above 1"):
+        Rotary(base)

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from regard.attention.attend import attend
 from regard.attention.modifiers import ALiBi, RelativeBias, SoftCap
 from regard.attention.rotary import Rotary
 from regard.attention.scores import Additive, Bilinear, Cosine, Dot, LocationAware, ScaledDot, Score
-from regard.errors import ConfigError
+from regard.errors import ConfigError, ShapeError
 
 BATCH, HEADS, QUERY_LEN, KEY_LEN, DIM, OTHER = 2, 3, 5, 7, 11, 13
 NUM_FILTERS, WIDTH = 4, 5
@@ -225,3 +227,17 @@ def test_modifiers_that_do_not_fit_are_told() -> None:
         "ALiBi.slopes has shape (2,), expected (3,)",
         "RelativeBias.table has shape (7, 3), expected (num_buckets, 3) with num_buckets even and at least 4",
     ]
+
+
+@pytest.mark.parametrize("scale", ["x", math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused(scale: Any) -> None:
+    with pytest.raises(ConfigError, match=r"ScaledDot: scale is .*, expected a finite number, or leave it out"):
+        ScaledDot(scale)
+
+
+def test_a_parameter_that_is_no_tensor_is_named() -> None:
+    sides = torch.zeros(3, 1, 2, 3, 5).unbind()
+    with pytest.raises(ShapeError, match=r"Additive.vector is list, expected a tensor"):
+        attend(*sides, score=Additive([0.5] * 5))  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"dropout is 'a', expected at least 0 and below 1"):
+        attend(*sides, dropout="a")  # type: ignore[arg-type]
