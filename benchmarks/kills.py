@@ -29,43 +29,24 @@ from typing import Any
 
 import torch
 import yaml
+from kill_probe.sitecustomize import PLACES
 from run_contents import content, differences, flipped_bits_noticed
 
 from regard.tasks.translate.demo_corpus import make_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PROBE = Path(__file__).resolve().parent / "kill_probe"
+PROBE = Path(__file__).resolve().parent / "kill_probe"  # notes where a process is
 PAIRS = {"train": 1000, "val": 40, "test_2016_flickr": 20}  # the first so many of each part
 MOST_STARTS = 60  # of one run; more would mean that it gets nowhere
-# A start is killed at an instant uniform over the time that it should need, and somewhat beyond: in that part, and where
-# the machine is quick, it ends before.
+# A run's first start is killed at an instant uniform over the time that the run should need and somewhat beyond: there,
+# and where the machine is quick, it ends before. Later starts likewise, over what is left, from the moment on at which
+# they have imported everything: else most kills would meet imports.
 BEYOND = 1.3
-STARTING_SHARE = 0.4  # of the run's time; what a start takes at least, however little is left to train
-# What the innermost of these functions on the stack says of the instant; "" is any function of the file.
-PLACES = (
-    ("checkpoint_folder.py", "write", "writing a checkpoint"),
-    ("disk.py", "delete_folder", "deleting an old checkpoint"),
-    ("checkpoint.py", "_tidy", "deleting an old checkpoint"),
-    ("checkpoint_folder.py", "", "reading checkpoints"),
-    ("model_directory.py", "write", "writing model/"),
-    ("training.py", "_finished", "scoring the finished model"),
-    ("loop.py", "_validate", "validating"),
-    ("loop.py", "_finish", "choosing among best, last and average"),
-    ("update.py", "_attempt#0", "an update's first batch"),
-    ("update.py", "_attempt#1", "an update's second batch"),
-    ("loading.py", "", "waiting for data workers"),
-    ("update.py", "take", "changing the weights"),
-    ("corpus.py", "prepare", "preparing the corpus"),
-    ("text.py", "train", "learning the vocabulary"),
-    ("loop.py", "", "elsewhere in the loop"),
-    ("training.py", "", "elsewhere in preparing"),
-)
+ENDING_SHARE = 0.25  # of the run's time; what choosing and scoring at the end take at least
 DESCRIPTION = (
     "2 data workers, 2 batches an update, moving average, a checkpoint every 5 updates of which 3 are averaged at the"
-    " end, cosine schedule, patience 2, looks at attention"
+    " end, cosine schedule, patience 3, looks at attention"
 )
-STARTING = "starting Python and importing"
-ORDER = [STARTING, *dict.fromkeys(place for *_, place in PLACES)]
 
 
 # -- the run -----------------------------------------------------------------------------------------------------------
@@ -123,7 +104,7 @@ def recipe(data: Path) -> dict[str, Any]:
             "checkpoint_every": 5,
             "keep_checkpoints": 3,
             "final": ["best", "last", "average"],
-            "patience": 2,
+            "patience": 3,
             "log_every": 1,
             "attention_every": 10,
         },
@@ -141,12 +122,25 @@ class Start:
         self.said = folder.with_suffix(".said")
         path = os.pathsep.join([str(PROBE), str(REPOSITORY)])
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "REGARD_KILLS": token}
-        environment["REGARD_KILL_PROBE"] = str(self.note)
+        environment |= {"REGARD_KILL_PROBE": str(self.note), "PYTHONFAULTHANDLER": "1"}
         with self.said.open("wb") as said:
             command = [sys.executable, "-m", "regard", "train", str(recipe), "--run", str(folder)]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=environment
             )
+
+    def begin(self, seconds: float) -> bool:
+        """Waits until all is imported; whether that comes before the process ends and within `seconds`."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None and time.monotonic() < end:
+            if self.place() != PLACES[0]:
+                return True
+            time.sleep(0.005)
+        return False
+
+    def place(self) -> str:
+        """What the process does, or did when it was killed."""
+        return PLACES[(self.note.read_bytes() or b"\0")[0]]
 
     def ended_within(self, seconds: float) -> bool:
         """Whether the process ends by itself in that time, which is then waited for. Fails with what it said."""
@@ -158,21 +152,10 @@ class Start:
             sys.exit(f"a start ended with status {status}:\n{self.said.read_text(encoding='utf-8', errors='replace')}")
         return True
 
-    def kill(self) -> str:
-        """Kills the process and nothing else; where it was."""
+    def kill(self) -> bool:
+        """Kills the process and nothing else; whether it had not ended just before."""
         self.process.send_signal(signal.SIGKILL)
-        assert self.process.wait() == -signal.SIGKILL
-        return place_of(self.note.read_bytes().partition(b"\0")[0].decode(errors="replace"))
-
-
-def place_of(stack: str) -> str:
-    """What a stack, as the probe notes it, says of an instant."""
-    for name in stack.split(" "):
-        file, _, function = name.partition(":")
-        for of_file, of_function, place in PLACES:
-            if file == of_file and of_function in ("", function):
-                return place
-    return STARTING
+        return self.process.wait() == -signal.SIGKILL or not self.ended_within(0.0)
 
 
 def left_behind(token: str) -> list[int]:
@@ -200,9 +183,14 @@ class Peace:
 
 
 class Tally:
-    """What happened so far. places: where kills landed. survived: kills of runs that ended as the one in peace."""
+    """What happened so far.
 
-    def __init__(self) -> None:
+    pace: seconds that a whole run takes, as far as is known: others may use the machine, too. places: where kills
+    landed. survived: kills of runs that ended as the one in peace.
+    """
+
+    def __init__(self, pace: float) -> None:
+        self.pace = pace
         self.places: Counter[str] = Counter()
         self.runs = self.starts = self.survived = self.left_behind = 0
         self.differing: list[str] = []
@@ -213,15 +201,23 @@ def disturbed(start: Any, folder: Path, peace: Peace, wanted: int, chance: rando
     places: Counter[str] = Counter()
     for _ in range(MOST_STARTS):
         tally.starts += 1
-        left = peace.seconds * max(1.0 - newest_step(folder) / peace.steps, STARTING_SHARE)
+        step = newest_step(folder)
+        share = max(1.0 - step / peace.steps, ENDING_SHARE) if step else 1.0
+        is_later = folder.exists()
         begun = start(folder)
+        if is_later and not begun.begin(20 * tally.pace + 60):
+            if begun.ended_within(0.0):  # killed when all was done
+                break
+            sys.exit(f"{folder}: a start does not get beyond its imports")
+        since = time.monotonic()
         if places.total() == wanted:
-            if not begun.ended_within(20 * peace.seconds + 60):
+            if not begun.ended_within(20 * tally.pace + 60):
                 sys.exit(f"{folder}: a start that nobody disturbs does not end")
             break
-        if begun.ended_within(chance.uniform(0.0, BEYOND * left)):
+        if begun.ended_within(chance.uniform(0.0, BEYOND * share * tally.pace)) or not begun.kill():
+            tally.pace = (time.monotonic() - since) / share
             break
-        places[begun.kill()] += 1
+        places[begun.place()] += 1
     else:
         sys.exit(f"{folder}: not finished after {MOST_STARTS} starts")
     found = differences(peace.content, content(folder))
@@ -248,8 +244,9 @@ def report(tally: Tally, about: str, peace: Peace, flips: int, seconds: float, a
         "",
         f"{processor()}, {arguments.threads} thread(s) a process, Python {platform.python_version()}, torch"
         f" {torch.__version__}. The run: {about}; {DESCRIPTION}. In peace it takes {peace.seconds:.1f} s from the"
-        f" command to its scores and ends {early}after update {peace.steps}; a start is killed at an instant uniform"
-        f" over {BEYOND:g} times what is left of that, and the same command follows at once.",
+        f" command to its scores and ends {early}after update {peace.steps}. The first start of a run is killed at an"
+        f" instant uniform over {BEYOND:g} times that, later ones, which follow at once, over {BEYOND:g} times what is"
+        " left, counted from the end of their imports.",
         "",
         "| | |",
         "|---|---|",
@@ -264,7 +261,7 @@ def report(tally: Tally, about: str, peace: Peace, flips: int, seconds: float, a
         "",
         "| where the kills landed | kills |",
         "|---|---|",
-        *(f"| {place} | {tally.places[place]} |" for place in ORDER if tally.places[place]),
+        *(f"| {place} | {tally.places[place]} |" for place in PLACES if tally.places[place]),
         "",
         "Compared are all tensors and values of all checkpoints (weights, optimiser, average, position in the data),"
         " `metrics.jsonl` with loss, gradient norm and tokens of every update, the prepared data, `model/`, the scores,"
@@ -292,7 +289,6 @@ def main() -> None:
     chance = random.Random(arguments.seed)
     torch.set_num_threads(1)
     began = time.monotonic()
-    tally = Tally()
     with tempfile.TemporaryDirectory(prefix="regard-kills-") as scratch:
         folder = Path(scratch)
         token = folder.name
@@ -311,6 +307,7 @@ def main() -> None:
             seconds.append(time.monotonic() - started)
         expected = content(folder / "peace")
         peace = Peace(expected, min(seconds), expected["result.json"]["steps"])
+        tally = Tally(peace.seconds)
         if unequal := differences(expected, content(folder / "again")):
             sys.exit(f"two runs in peace differ in {', '.join(unequal)}")
         flips = flipped_bits_noticed(folder / "peace", folder / "flipped", chance)

@@ -107,12 +107,11 @@ class _Opened(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *nothing: Tensor | None) -> tuple[Tensor | None, ...]:
         ledger: _Ledger = ctx.ledger
-        steps = sorted(ledger.gradients)
-        if not steps:
+        if not ledger.gradients:
             return None, None, None, None
-        gradients = torch.cat([ledger.gradients[step] for step in steps], dim=-2)
-        inputs = torch.cat([ledger.inputs[step] for step in steps], dim=-2)
-        ledger.gradients = {}
+        inputs = torch.cat([ledger.inputs[step] for step in ledger.gradients], dim=-2)
+        gradients = torch.cat(list(ledger.gradients.values()), dim=-2)
+        ledger.gradients = {}  # a graph that is kept may be gone through again, perhaps from fewer steps
         weight_dtype, bias_dtype = ctx.dtypes
         of_weight = (gradients.mT @ inputs).to(weight_dtype)
         return None, None, of_weight, None if bias_dtype is None else gradients.sum(-2, dtype=bias_dtype)

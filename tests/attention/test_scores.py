@@ -111,6 +111,19 @@ def test_gradients_reach_every_parameter() -> None:
             torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("heads_of_vector", [1, HEADS])
+def test_additive_gradients_are_tanhs(heads_of_vector: int) -> None:
+    """Of scores that nothing normalises: a softmax's gradient sums to 0 and would hide a constant."""
+    given = [normal(BATCH, HEADS, length, DIM).requires_grad_() for length in (QUERY_LEN, KEY_LEN)]
+    query, key, vector = *given, normal(heads_of_vector, DIM).requires_grad_()
+    weights = normal(BATCH, HEADS, QUERY_LEN, KEY_LEN)
+    wanted = (torch.tanh(query[:, :, :, None] + key[:, :, None]) * vector[:, None, None]).sum(-1)
+    found = Additive(vector).similarity(query, key)
+    torch.testing.assert_close(found, wanted)
+    mine, theirs = (torch.autograd.grad((scores * weights).sum(), (query, key, vector)) for scores in (found, wanted))
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_a_cosine_of_nothing_is_0_in_every_dtype() -> None:
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         query, key = torch.zeros(1, 1, 2, 4, dtype=dtype), torch.randn(1, 1, 3, 4).to(dtype)

@@ -189,7 +189,7 @@ def test_a_full_disk_leaves_a_usable_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(torch, "save", full)
         done = command("train", path, "--run", tmp_path / "run")
-    done.refused("disk is full", "step-000000008: not written", "checkpoint is", "step-000000004;", "run the same command again")
+    done.refused("step-000000008: not written, the disk is full", "step-000000004;", "run the same command again")
     assert command("train", path, "--run", tmp_path / "run").status == 0
     assert command("train", path, "--run", tmp_path / "whole").status == 0
     same = [(tmp_path / run / "metrics.jsonl").read_bytes() for run in ("run", "whole")]

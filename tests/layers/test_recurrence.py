@@ -107,6 +107,11 @@ def test_a_graph_kept_is_gone_through_twice() -> None:
     first = torch.autograd.grad(total, [weight, inputs], retain_graph=True)
     second = torch.autograd.grad(total, [weight, inputs])
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+    product = LoopProduct(weight)
+    one, other = (product(step) for step in inputs[:2])
+    torch.autograd.grad((one + other).sum(), weight, retain_graph=True)
+    [alone] = torch.autograd.grad(one.sum(), weight)
+    torch.testing.assert_close(alone, inputs[0].detach().sum(0).expand(DIM, DIM))
 
 
 def test_what_learns_nothing_gets_no_gradient() -> None:

@@ -163,6 +163,21 @@ def test_dropout_acts_in_training_only() -> None:
         assert not torch.equal(log_probs(model, SOURCE, LENGTHS, TARGET), log_probs(model, SOURCE, LENGTHS, TARGET))
 
 
+@pytest.mark.parametrize("feeding", [True, False], ids=["fed", "nothing fed"])
+def test_dropout_acts_between_layers(feeding: bool) -> None:
+    decoder = decoder_of(model := build(luong("dot", dropout=0.3, layers=3, input_feeding=feeding)))
+    dropped = 0
+
+    def count(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+        nonlocal dropped
+        dropped += result.numel()
+
+    decoder.dropout.register_forward_hook(count)
+    decoder.advance(decoder.start(model.encode(SOURCE, LENGTHS)[0]), TARGET)
+    # The embedding and the attentional vector, and two of the three layers' states.
+    assert dropped == TARGET.numel() * (2 * DIM + 2 * STATE)
+
+
 def test_tied_matrices_are_counted_once() -> None:
     counts = {tie: build(replace(luong("dot"), tie=tie)).num_parameters() for tie in ("decoder", "none")}  # type: ignore[arg-type]
     assert counts["none"] - counts["decoder"] == TARGET_VOCAB * DIM

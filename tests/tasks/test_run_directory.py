@@ -7,6 +7,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def test_a_changed_recipe_names_its_keys(tmp_path: Path) -> None:
     assert sorted(message.removesuffix(f"; {remedy}").split(" in ")[1].split(", ")) == sorted(keys.split(", "))
     with run_directory.opened(tmp_path, RECIPE, "recipes/x.yaml"):  # the lock is free again
         pass
+
+
+def test_how_a_run_is_carried_out_may_change(tmp_path: Path) -> None:
+    first = {"data": {"workers": 0, "max_tokens": 9}, "training": {"parallel": "replicate"}}
+    with run_directory.opened(tmp_path, first, "x"):
+        pass
+    kept = (tmp_path / "recipe.yaml").read_bytes()
+    with run_directory.opened(
+        tmp_path, {"data": {"workers": 4, "max_tokens": 9}, "training": {"parallel": "shard"}}, "x"
+    ):
+        assert (tmp_path / "recipe.yaml").read_bytes() == kept, "a run's recipe is the one that it began with"
+    other = {"data": {"workers": 4, "max_tokens": 8}, "training": {"parallel": "shard"}}
+    with (
+        pytest.raises(ConfigError, match=r"differs in `data\.max_tokens`; use"),
+        run_directory.opened(tmp_path, other, "x"),
+    ):
+        pass
+
+
+def test_the_lock_of_a_run_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = threading.Timer(0.3, lambda: fcntl.flock(lock, fcntl.LOCK_UN))
+        release.start()
+        with run_directory.opened(tmp_path / "run", RECIPE, "x"):
+            pass
+        release.join()
 
 
 values = st.recursive(

@@ -34,9 +34,9 @@ def run(order: dict[str, Any]) -> int:
     checkpoint; model_exit: [stage, n], of a model directory. signals: [place, n, [signals]], raised in the n-th call of
     the objective or the validation. poison: the n-th loss is NaN. limit: [n, bytes], from the n-th loss on no file may
     be larger. memory: [place, rows], of the most rows that the forward or the backward pass has memory for. breathe:
-    seconds that a validation takes more. flush: whether the disk is really waited for, as always outside tests; what a
-    kill leaves does not depend on it. model: of `models`. disturbed: of several processes, the one that the
-    disturbances are meant for.
+    seconds that a validation takes more. workers: processes that load data. flush: whether the disk is really waited
+    for, as always outside tests; what a kill leaves does not depend on it. model: of `models`. disturbed: of several
+    processes, the one that the disturbances are meant for.
     """
     if not order.get("flush"):
         os.fsync = lambda descriptor: None  # type: ignore[assignment]
@@ -110,6 +110,7 @@ def _run(order: dict[str, Any], world: World) -> None:
         keep_best=keep_best,
         real_queries=made.real_queries,
         watcher=Teller(),
+        workers=order.get("workers", 0),
         world=world,
     )
     trainer.stream = NotingStream(trainer.stream)  # type: ignore[assignment]

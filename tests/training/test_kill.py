@@ -63,7 +63,7 @@ def test_comparison_finds_a_single_bit(undisturbed: Path, tmp_path: Path) -> Non
 
 
 def test_killed_at_random_instants(children: Children, runs: Path, undisturbed: Path) -> None:
-    phases = _killed(children, runs, undisturbed, "random", num_kills=10)
+    phases = _killed(children, runs, undisturbed, "random", num_kills=20)
     assert len(phases) >= 3, f"kills landed in {phases} only"
 
 
@@ -75,7 +75,10 @@ def test_killed_at_fifty_random_instants(children: Children, runs: Path, undistu
 
 
 def _killed(children: Children, runs: Path, undisturbed: Path, name: str, *, num_kills: int) -> Counter[str]:
-    """Kills runs until that has happened `num_kills` times, lets each end, compares; where the kills landed."""
+    """Kills runs until that has happened `num_kills` times, lets each end, compares; where the kills landed.
+
+    They have data workers, the undisturbed run has none.
+    """
     phases: Counter[str] = Counter()
     chance = random.Random()
     number = 0
@@ -85,7 +88,7 @@ def _killed(children: Children, runs: Path, undisturbed: Path, name: str, *, num
         finished = False
         while not finished:
             killing = phases.total() < num_kills
-            child = children.start(folder, breathe=0.02, flush=True)
+            child = children.start(folder, breathe=0.02, flush=True, workers=2)
             if killing:
                 time.sleep(chance.uniform(0.0, 0.5))
                 os.kill(child, signal.SIGKILL)

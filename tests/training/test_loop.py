@@ -218,7 +218,7 @@ def test_patience(corpus: Corpus, tmp_path: Path) -> None:
 
 
 def test_without_patience_it_goes_to_the_end(corpus: Corpus, tmp_path: Path) -> None:
-    config = replace(CONFIG, validate_every=2, max_steps=6, final=("last",))
+    config = replace(CONFIG, validate_every=2, max_steps=6, final=("last",), patience=None)
     summary = tiny_trainer(corpus, tmp_path, config, validate=scores_in_turn([3.0, 2.0, 1.0, 1.0])).run()
     assert summary == Summary(6, 2, 3.0, {"last": 1.0}, "last", False)
 

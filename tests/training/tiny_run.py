@@ -41,6 +41,7 @@ CONFIG = TrainingConfig(
     checkpoint_every=4,
     keep_checkpoints=3,
     final=("best", "last", "average"),
+    patience=4,
     log_every=3,
 )
 
