@@ -61,7 +61,7 @@ def _auto(value: Any) -> Any:
 
 
 class AutoBudget(Section):
-    """`TokenBudget` with as many tokens as suit the machine that a run begins on; see regard/training/batch_budget.py."""
+    """`TokenBudget` with as many tokens as suit the machine that a run begins on (regard/training/batch_budget.py)."""
 
     batch_tokens: Annotated[Literal["auto"], BeforeValidator(_auto)]
     max_sentences: int | None = None
