@@ -28,7 +28,9 @@ FEWEST_BATCHES = 50  # an epoch must have left, lest a small corpus become a han
 GAIN = 1.05  # a doubling that makes training less than this much faster is no gain
 PATIENCE = 2  # doublings that together bring no gain end the search: one may be an accident of a busy machine
 SHARE = 0.8  # of the free memory; the rest is for other epochs' batches, fragments and what starts later
-REPEATS = 2  # timed runs, of which the fastest counts
+# A batch is timed so many times, and more until so many seconds are over; the fastest counts, as what others on the
+# machine do only slows it down.
+REPEATS, SECONDS = 3, 1.0
 # Weights' worth of memory that the search does not see: the optimiser's two moments and a moving average.
 LATER_COPIES = 3
 
@@ -214,12 +216,18 @@ def _trial(
             torch.cuda.synchronize(batch.target.ids.device)
         return time.perf_counter() - began
 
+    def fastest(batch: Batch) -> float:
+        times: list[float] = []
+        while len(times) < REPEATS or sum(times) < SECONDS:
+            times.append(timed(batch))
+        return min(times)
+
     model.train()
     try:
         for batch in batches:
             peak = max(peak, memory.peak(lambda batch=batch: train(batch)))  # type: ignore[misc]
             num_tokens += batch.num_target_tokens
-            seconds += min(timed(batch) for _ in range(REPEATS))
+            seconds += fastest(batch)
     except Exception as error:
         if lacks_memory(error):
             raise DoesNotFitError from None

@@ -151,6 +151,7 @@ def test_a_budget_is_found_once_and_changes_nothing_else(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_budget, "FEWEST_BATCHES", 3)  # the corpus is small
+    monkeypatch.setattr(batch_budget, "SECONDS", 0.01)
     auto = recipe(text).data.model_copy(update={"batch": AutoBudget(batch_tokens="auto")})
     listener = Listener()
     result = train(recipe(text, data=auto), tmp_path / "auto", watcher=listener)
