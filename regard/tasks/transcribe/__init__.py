@@ -1,0 +1,1 @@
+"""Transcription: recorded speech in, its words out."""
