@@ -45,6 +45,35 @@ def parallel(paths: Mapping[str, Path]) -> Iterator[Row]:
     return rows()
 
 
+def document(path: Path, role: str, part: tuple[float, float] | None) -> Iterator[Row]:
+    """One row: the whole file, or its characters from one share of them to another, as they stand.
+
+    Raises: DataError for a file that is no text.
+    """
+    _check_file(path)
+    try:
+        with _open_bytes(path) as file:
+            data = file.read().removeprefix(_BYTE_ORDER_MARK)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}), expected a whole one; copy it again") from error
+    if b"\0" in data:
+        raise DataError(
+            f"{path}: binary data (byte {data.index(0) + 1} is 0), expected text in UTF-8; convert it first, or give"
+            " another file"
+        )
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 (byte 0x{data[error.start]:02x}, number {error.start + 1}); convert it first, for"
+            " example with iconv"
+        ) from None
+    begin, end = (0.0, 1.0) if part is None else part
+    first, last = round(begin * len(text)), round(end * len(text))
+    line = text.count("\n", 0, first) + 1
+    return iter([({role: text[first:last]}, {role: Origin(str(path), line)})])
+
+
 def tsv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and cells of each line; nothing is quoted or escaped."""
     _check_file(path)

@@ -4,6 +4,7 @@
 |---|---|---|
 | parallel | one file a role, one record a line | (path is a mapping of role to file) |
 | text | one file, one role, one record a line | .txt |
+| document | one file, one role, one record: all of it, or a part | (never guessed) |
 | tsv | tab-separated, no quoting, no escapes | .tsv .tab |
 | csv | comma-separated, quoted with ", line breaks allowed inside quotes | .csv |
 | jsonl | one JSON object a line | .jsonl .ndjson |
@@ -11,9 +12,9 @@
 | hub | a `datasets` name or folder, with a split | (never guessed) |
 
 All but parquet and hub may be compressed (.gz on top), are UTF-8 with or without a byte-order mark, and end their lines
-with a line feed, with or without a carriage return before it: U+2028 and U+0085 are part of the text. Every field loses
-its outer white space. A record that cannot be used is counted in a BadRecords with its file and line, or stops the
-reading; it never disappears silently.
+with a line feed, with or without a carriage return before it: U+2028 and U+0085 are part of the text. Every field but
+a document loses its outer white space. A record that cannot be used is counted in a BadRecords with its file and line,
+or stops the reading; it never disappears silently.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from regard.errors import ConfigError, DataError, suggestion
 
 __all__ = ["BadRecords", "DataSpec", "OnBad", "Origin", "Record", "read"]
 
-FORMATS = ("parallel", "text", "tsv", "csv", "jsonl", "parquet", "hub")
+FORMATS = ("parallel", "text", "document", "tsv", "csv", "jsonl", "parquet", "hub")
 ENDINGS = {
     ".txt": "text",
     ".tsv": "tsv",
@@ -50,13 +51,24 @@ class DataSpec:
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     path: str | dict[str, str]  # one file with every role, or for parallel text a file for each role; or a hub name
-    format: Literal["parallel", "text", "tsv", "csv", "jsonl", "parquet", "hub"] | None = None  # None: by file ending
+    # None: by file ending.
+    format: Literal["parallel", "text", "document", "tsv", "csv", "jsonl", "parquet", "hub"] | None = None
     # Role to column: a name, dotted for nested ones ("translation.de"), or a number from 0 in a file without header.
     # None: each column is named as its role; without header, the columns are the roles in order.
     columns: dict[str, str | int] | None = None
     header: bool = True  # tsv and csv: the first line names the columns
     split: str | None = None  # hub only: which part, as "train" or "test[:100]"
     subset: str | None = None  # hub only: the configuration's name, where there are several
+    part: tuple[float, float] | None = None  # document only: from which share of its characters to which, 0 to 1
+
+    def __post_init__(self) -> None:
+        if self.part is None:
+            return
+        begin, end = self.part
+        if not 0.0 <= begin < end <= 1.0:
+            raise ConfigError(f"part is {[begin, end]}, expected two shares in order, as [0.0, 0.9]")
+        if self.format != "document":
+            raise ConfigError(f"part is {[begin, end]}, but only a document has parts; set format to document")
 
     def resolved(self, folder: Path) -> DataSpec:
         """The same with relative paths taken from `folder`; hub names stay."""
@@ -100,6 +112,8 @@ def read(
     reject = partial(tally.add, on_bad=on_bad)
     rows = _rows(spec, roles, reject)  # opens and checks the files now, not at the first record
 
+    whole = spec.format == "document"
+
     def records() -> Iterator[Record]:
         num_good = 0
         for found, origins in rows:
@@ -110,7 +124,8 @@ def read(
                     break
             else:
                 num_good += 1
-                yield Record({role: found[role].strip() for role in roles}, origins[roles[0]])
+                fields = {role: found[role] if whole else found[role].strip() for role in roles}
+                yield Record(fields, origins[roles[0]])
                 if num_good == limit:
                     return
         if not num_good:
@@ -165,12 +180,14 @@ def _rows(spec: DataSpec, roles: tuple[str, ...], reject: formats.Reject) -> Ite
             f"{path}: format parallel wants path to be a mapping of role to file,"
             " as {source: train.en, target: train.de}"
         )
-    if form == "text":
+    if form in ("text", "document"):
         if len(roles) != 1:
             raise ConfigError(
-                f"{path}: a text file holds one role, wanted are {', '.join(roles)}; make path a mapping of role to"
+                f"{path}: a {form} file holds one role, wanted are {', '.join(roles)}; make path a mapping of role to"
                 " file, or set format"
             )
+        if form == "document":
+            return formats.document(Path(path), roles[0], spec.part)
         return formats.parallel({roles[0]: Path(path)})
     if form in ("tsv", "csv"):
         cells = formats.tsv_cells(Path(path)) if form == "tsv" else formats.csv_cells(Path(path), reject)

@@ -84,13 +84,19 @@ class TextEmbedding(nn.Module):
         assert isinstance(self.tokens.weight, nn.Parameter)
         return self.tokens.weight
 
-    def forward(self, ids: Tensor, begin: int = 0) -> Tensor:
-        """ids [batch, length] at positions begin, begin + 1, ... -> [batch, length, model_dim]."""
+    def forward(self, ids: Tensor, begin: int = 0, positions: Tensor | None = None) -> Tensor:
+        """ids [batch, length] at positions begin, begin + 1, ... -> [batch, length, model_dim].
+
+        positions: int64 [batch, length], where they are others, as of documents packed into one row.
+        """
         vectors = self.tokens(ids)
         if self.scale != 1.0:
             vectors = vectors * self.scale
         if self.config.positions != "none":
-            vectors = vectors + self._positions(begin, begin + ids.shape[1], vectors)
+            if positions is None:
+                vectors = vectors + self._positions(begin, begin + ids.shape[1], vectors)
+            else:
+                vectors = vectors + self._positions(0, ids.shape[1], vectors)[positions]
         if self.norm is not None:
             vectors = self.norm(vectors)
         result: Tensor = self.dropout(vectors)

@@ -1,17 +1,17 @@
-"""Subword tokenizers: text to ids and back, with the place of every token in the text.
+"""Subword and character tokenizers: text to ids and back, with the place of every token in the text.
 
-Both kinds work on UTF-8 bytes, so that any text can be encoded and none is lost: an unseen letter, an emoji or a
+All kinds work on UTF-8 bytes, so that any text can be encoded and none is lost: an unseen letter, an emoji or a
 combining mark becomes several byte tokens. `decode(encode(text))` gives the text back exactly, but for
 
-- white space at either end of the text, which is dropped;
+- white space at either end of the text, which is dropped, but where the tokens are characters;
 - letter case, with ``lowercase=True``;
 - what Unicode normalisation rewrites, with ``normalization`` other than "none" (NFKC turns U+2026 into three dots).
 
 Before any merge the text is cut into words, single digits, runs of one and the same punctuation mark, and white space;
 the one space before a piece belongs to it. No token crosses such a cut: "dog." is always "dog" and ".", and 2025 is
-four tokens, so that numbers never seen are read like any other.
+four tokens, so that numbers never seen are read like any other. Characters are cut one from the other.
 
-Source of the two models: Sennrich, Haddow and Birch 2016 (byte-pair encoding), Kudo 2018 (unigram).
+Source of the two subword models: Sennrich, Haddow and Birch 2016 (byte-pair encoding), Kudo 2018 (unigram).
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ NUM_BYTES = 256  # every byte is a token, so that no text is unknown
 # it along. The second branch of white space leaves the last space of several to the word that follows.
 _PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}| ?([^\s\p{L}\p{M}\p{N}])\1*|\s+(?!\S)|\s"
 
+_CHARACTERS = r"[\s\S]"
+
 # Numbers with inner separators; French elision before a vowel ("l'" of "l'eau"); words with inner apostrophes and
 # hyphens; one mark or symbol repeated.
 _WORDS = (
@@ -53,21 +55,24 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """What kind of subwords to learn, and how many."""
+    """What kind of tokens to learn, and how many."""
 
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
-    kind: Literal["bpe", "unigram"]  # merges of frequent pairs, or the likeliest pieces under a unigram model
-    vocab_size: int  # number of ids, with the 4 special ones and the 256 bytes
+    # "bpe": merges of frequent pairs of bytes. "unigram": the likeliest pieces under a unigram model. "characters":
+    # each by itself; of those that take several bytes the frequent ones, the others stay bytes.
+    kind: Literal["bpe", "unigram", "characters"]
+    # Number of ids, with the 4 special ones and the 256 bytes; of characters the most that there may be.
+    vocab_size: int
     lowercase: bool = False  # fold letter case away before anything else; decoding cannot bring it back
     normalization: Literal["none", "nfc", "nfkc"] = "none"  # Unicode normal form; "none" keeps every text as it is
-    min_frequency: int = 2  # byte-pair encoding only: a pair seen less often is never merged
+    min_frequency: int = 2  # but for unigram: a pair of bytes seen less often is never merged
 
     def __post_init__(self) -> None:
         problems = []
         smallest = len(SPECIAL_TOKENS) + NUM_BYTES
-        if self.kind not in ("bpe", "unigram"):
-            problems.append(f"tokenizer.kind is {self.kind!r}, expected bpe or unigram")
+        if self.kind not in ("bpe", "unigram", "characters"):
+            problems.append(f"tokenizer.kind is {self.kind!r}, expected bpe, unigram or characters")
         if self.vocab_size < smallest:
             problems.append(
                 f"tokenizer.vocab_size is {self.vocab_size}, expected at least {smallest}"
@@ -79,6 +84,11 @@ class TokenizerConfig:
             problems.append(f"tokenizer.min_frequency is {self.min_frequency}, expected 1 or more")
         if problems:
             raise ConfigError("; ".join(problems))
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a text is encoded as it stands, white space at its ends included."""
+        return self.kind == "characters"
 
 
 class Encoded(NamedTuple):
@@ -113,12 +123,12 @@ class Tokenizer:
         inner.normalizer = _normalizer(config)
         inner.pre_tokenizer = pre_tokenizers.Sequence(
             [
-                pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+                pre_tokenizers.Split(Regex(_CHARACTERS if config.is_exact else _PIECES), behavior="isolated"),
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
         seen = _Counted(texts)
-        if config.kind == "bpe":
+        if config.kind != "unigram":
             trainer = trainers.BpeTrainer(
                 vocab_size=config.vocab_size,
                 min_frequency=config.min_frequency,
@@ -135,7 +145,7 @@ class Tokenizer:
                 " one text; check the data's path and columns"
             )
         trained = inner.get_vocab_size()
-        if trained < config.vocab_size:
+        if trained < config.vocab_size and config.kind != "characters":
             raise ConfigError(
                 f"tokenizer.vocab_size is {config.vocab_size}, but {seen.num_texts} texts give only {trained} subwords;"
                 f" set tokenizer.vocab_size to {trained} or less"
@@ -181,8 +191,8 @@ class Tokenizer:
         """
         pieces = [self._bytes[identity] for identity in ids]
         text, character_of = _characters(b"".join(pieces))
-        # encode puts one space before every text; it is no part of it.
-        dropped = 1 if text.startswith(" ") else 0
+        # encode puts one space before every text that is cut into subwords; it is no part of it.
+        dropped = 1 if text.startswith(" ") and not self.config.is_exact else 0
         text = text[dropped:]
         spans = []
         position = 0
@@ -193,7 +203,7 @@ class Tokenizer:
                 end = max(character_of[position - 1] + 1 - dropped, 0)
             else:
                 start = end = max(character_of[position - 1] + 1 - dropped, 0) if position else 0
-            spans.append(_without_leading_space(text, start, end))
+            spans.append((start, end) if self.config.is_exact else _without_leading_space(text, start, end))
         return text, spans
 
     def to_json(self) -> str:
@@ -275,6 +285,8 @@ class Tokenizer:
         offsets = found.offsets
         if self.config.normalization != "none":
             offsets = _with_composed(text, offsets)
+        if self.config.is_exact:
+            return Encoded(found.ids, self.tokens_of(found.ids), list(offsets))
         spans = [_without_leading_space(text, start, end) for start, end in offsets]
         if spans and self._bytes[found.ids[0]] == b" ":
             spans[0] = (offsets[0][0], offsets[0][0])  # the space put before the text alone, which is not in it
@@ -329,6 +341,8 @@ def _normalizer(config: TokenizerConfig) -> normalizers.Normalizer:
         steps.append(normalizers.NFC() if config.normalization == "nfc" else normalizers.NFKC())
     if config.lowercase:
         steps.append(normalizers.Lowercase())
+    if config.is_exact:
+        return normalizers.Sequence(steps)
     # The space put first makes a word the same token at the start of a text as inside it.
     return normalizers.Sequence([*steps, normalizers.Strip(), normalizers.Prepend(" ")])
 

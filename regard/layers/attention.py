@@ -125,12 +125,14 @@ class MultiHeadAttention(nn.Module):
         keys, values = self._apart(self.key_value(memory), self.kv_heads, self.kv_heads)
         return KeysValues(keys, values)
 
-    def project_self(self, vectors: Tensor, begin: int) -> tuple[Tensor, KeysValues]:
-        """vectors [rows, n, model_dim], standing at positions begin to begin + n -> (queries, keys and values)."""
+    def project_self(self, vectors: Tensor, begin: int, positions: Tensor | None = None) -> tuple[Tensor, KeysValues]:
+        """vectors [rows, n, model_dim] at positions begin to begin + n, or `positions` [rows, n] -> (queries, keys and
+        values)."""
         assert self.is_self, "cross-attention has no keys of its own"
         query, keys, values = self._apart(self.query_key_value(vectors), self.heads, self.kv_heads, self.kv_heads)
         if self.rotary is not None:
-            positions = torch.arange(begin, begin + vectors.shape[1], device=vectors.device)
+            if positions is None:
+                positions = torch.arange(begin, begin + vectors.shape[1], device=vectors.device)
             query, keys = self.rotary.rotate(query, positions), self.rotary.rotate(keys, positions)
         return query, KeysValues(keys, values)
 

@@ -204,7 +204,11 @@ def test_unequal_parallel_files_are_refused_before_any_record(tmp_path: Path) ->
         (DataSpec("folder.tsv"), DataError, "folder.tsv: is a folder"),
         (DataSpec("empty.tsv"), DataError, "empty.tsv: the file is empty"),
         (DataSpec("header.tsv"), DataError, "header.tsv: no usable record"),
-        (DataSpec("a.dat"), DataError, "a.dat: cannot tell the format.*parallel, text, tsv, csv, jsonl, parquet, hub"),
+        (
+            DataSpec("a.dat"),
+            DataError,
+            "a.dat: cannot tell the format.*parallel, text, document, tsv, csv, jsonl, parquet, hub",
+        ),
         (DataSpec("a.tsv", format="tvs"), ConfigError, "'tvs' is unknown, did you mean `tsv`"),  # type: ignore[arg-type]
         (
             DataSpec("header.tsv", columns={"source": "en", "target": "de"}),
@@ -317,3 +321,48 @@ def test_relative_paths_are_taken_from_a_folder() -> None:
     assert DataSpec("a.tsv").resolved(folder).path == "recipes/a.tsv"
     assert DataSpec({"source": "a", "target": "/b"}).resolved(folder).path == {"source": "recipes/a", "target": "/b"}
     assert DataSpec("wmt14", "hub", split="train").resolved(folder).path == "wmt14"
+
+
+# -- documents ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_is_one_record_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "play.txt"
+    path.write_bytes("\ufeff\nAct I\r\n  é\n\n".encode())
+    [record] = read(DataSpec(str(path), "document"), ["text"])
+    assert record.fields["text"] == "\nAct I\r\n  é\n\n"
+    assert record.origin == Origin(str(path), 1)
+
+
+def test_parts_of_a_document_join_to_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "play.txt"
+    text = "".join(f"line {number}\n" for number in range(100))
+    path.write_text(text)
+    shares = [(0.0, 0.9), (0.9, 0.95), (0.95, 1.0)]
+    parts = [next(read(DataSpec(str(path), "document", part=part), ["text"])) for part in shares]
+    assert "".join(part.fields["text"] for part in parts) == text
+    assert len(parts[1].fields["text"]) == pytest.approx(0.05 * len(text), abs=1)
+    assert parts[1].origin.line == parts[0].fields["text"].count("\n") + 1
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"\x7fELF\x00\x01", "binary data \\(byte 5 is 0\\), expected text in UTF-8"),
+        (b"caf\xe9 au lait", "not UTF-8 \\(byte 0xe9, number 4\\); convert it first"),
+        (b"", "the file is empty"),
+        (b" \n\t\n", "no usable record \\(1 bad record: empty text 1"),
+    ],
+)
+def test_what_is_no_document_is_named(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "play.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=complaint):
+        list(read(DataSpec(str(path), "document"), ["text"], on_bad="skip"))
+
+
+def test_parts_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"part is \[0.9, 0.5\], expected two shares in order"):
+        DataSpec("play.txt", "document", part=(0.9, 0.5))
+    with pytest.raises(ConfigError, match="only a document has parts; set format to document"):
+        DataSpec("play.txt", part=(0.0, 0.9))
