@@ -28,6 +28,7 @@ from regard.layers.dropout import Dropout
 from regard.layers.head import HeadConfig, OutputHead
 from regard.layers.recurrence import LoopProduct, gru_update, initialise_recurrence
 from regard.models.decoder import Step, Vocabulary
+from regard.models.location_attention import LocatedLooks, LocationFilters, first_attended
 from regard.models.memory import Memory
 from regard.models.recurrent_attention import ATTENTION_NAME, Looks, ReadMemory, refuse_positions
 from regard.models.recurrent_attention import LAYER as LAYER
@@ -45,7 +46,11 @@ class AttentionRNNConfig:
     type: Literal["attention-rnn"]
     model_dim: int  # width of the embedding, the state and the readout
     attention_dim: int  # width in which states and memory are compared
-    score: Literal["additive", "dot", "bilinear"] = "additive"  # Bahdanau 2015; Luong 2015 "dot" and "general"
+    # Bahdanau 2015; Luong 2015 "dot" and "general"; "location": additive, and knows the weights of the look before
+    # (Chorowski 2015), for sources of frames, many of which sound alike.
+    score: Literal["additive", "dot", "bilinear", "location"] = "additive"
+    location_filters: int = 10  # score location only: filters over the weights of the look before
+    location_width: int = 25  # of a filter, in memory vectors; odd. It should span about a word
     # What a token does. "gru": look, then one transition on token and context (Bahdanau 2015). "conditional-gru": a
     # transition on the token, look, a transition on the context (Sennrich et al. 2017).
     cell: Literal["gru", "conditional-gru"] = "gru"
@@ -57,13 +62,19 @@ class AttentionRNNConfig:
 
 @dataclass(frozen=True)
 class AttentionRNNState:
-    """What is carried from token to token. hidden: [rows, model_dim]."""
+    """What is carried from token to token.
+
+    hidden: [rows, model_dim]. attended: [rows, 1, 1, source_len], the weights of the last look, where the score knows
+    them.
+    """
 
     hidden: Tensor
     memory: ReadMemory
+    attended: Tensor | None = None
 
     def select(self, rows: Tensor) -> AttentionRNNState:
-        return AttentionRNNState(self.hidden[rows], self.memory.select(rows))
+        attended = None if self.attended is None else self.attended[rows]
+        return AttentionRNNState(self.hidden[rows], self.memory.select(rows), attended)
 
 
 class LookThenUpdate(nn.GRUCell):
@@ -153,6 +164,9 @@ class AttentionRNNDecoder(nn.Module):
         shapes = {"additive": (1, config.attention_dim), "bilinear": (1, config.attention_dim, config.attention_dim)}
         shape = shapes.get(config.score)
         self.score_weight = None if shape is None else nn.Parameter(torch.zeros(shape))
+        self.location = None
+        if config.score == "location":
+            self.location = LocationFilters(config.location_filters, config.location_width, config.attention_dim)
         self.cell: LookThenUpdate | UpdateLookUpdate = CELLS[config.cell](dim, memory_dim, dim)
         self.readout = nn.Linear(dim + dim + memory_dim, 2 * dim)
         self.dropout = Dropout(config.dropout)
@@ -167,7 +181,8 @@ class AttentionRNNDecoder(nn.Module):
 
         The paper draws every other matrix, embeddings included, from N(0, 0.01^2), which Adam is slow to leave: a small
         model that learns to reverse its source in 300 updates this way is far from it that way. A bilinear score
-        starts as the dot product.
+        starts as the dot product. The score location starts from Glorot's bound, too: over hundreds of frames the
+        small start takes thousands of updates to leave.
         """
         initialise_recurrence(self.cell)
         for linear in (self.initial, self.readout, self.query, self.key):
@@ -192,13 +207,14 @@ class AttentionRNNDecoder(nn.Module):
         # The backward state at the first word has read the whole source: s_0 = tanh(W_s h_1), appendix A.2.2.
         first_backward = memory.vectors[:, 0, -self.backward_dim :]
         hidden = torch.tanh(self.initial(first_backward)).to(memory.vectors.dtype)  # autocast narrows products alone
-        return AttentionRNNState(hidden, ReadMemory.of(self.key(memory.vectors), memory.vectors, memory.lengths))
+        read = ReadMemory.of(self.key(memory.vectors), memory.vectors, memory.lengths)
+        return AttentionRNNState(hidden, read, None if self.location is None else first_attended(read))
 
     def read(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
     ) -> tuple[Tensor, AttentionRNNState, dict[str, Observation]]:
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
-        looks = Looks("attention-rnn", state.memory, self._score(), tokens.shape[1], observe)
+        looks = self._looks(state, tokens.shape[1], observe)
         query = LoopProduct(self.query.weight)
         step = self.cell.transition(lambda hidden: looks.at(query(hidden)))
         embedded = self.dropout(self.embedding(tokens))
@@ -211,7 +227,14 @@ class AttentionRNNDecoder(nn.Module):
         read = torch.cat([torch.stack(states, 1), embedded, torch.stack(contexts, 1)], dim=-1)
         # Maxout over pairs (Goodfellow et al. 2013), appendix A.2.2.
         predicted = self.readout(read).unflatten(-1, (-1, 2)).amax(dim=-1)
-        return self.dropout(predicted), AttentionRNNState(hidden, state.memory), looks.observations()
+        attended = looks.attended if isinstance(looks, LocatedLooks) else None
+        return self.dropout(predicted), AttentionRNNState(hidden, state.memory, attended), looks.observations()
+
+    def _looks(self, state: AttentionRNNState, num_queries: int, observe: Observe | None) -> Looks:
+        if self.location is None:
+            return Looks("attention-rnn", state.memory, self._score(), num_queries, observe)
+        assert state.attended is not None
+        return LocatedLooks("attention-rnn", state.memory, self.location, state.attended, num_queries, observe)
 
     def advance(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None

@@ -67,7 +67,7 @@ class Looks:
     def at(self, query: Tensor) -> Tensor:
         """The context [rows, memory_dim] of the next step's query [rows, key_dim]."""
         memory = self._memory
-        asked = None if self._request is None else _of_query(self._request, len(self._seen), self._num_queries)
+        asked = None if self._request is None else query_request(self._request, len(self._seen), self._num_queries)
         query = query[:, None, None].to(memory.keys.dtype)
         attended = attend(query, memory.keys, memory.values, score=self._score, mask=self._mask, observe=asked)
         self._seen.append(attended.observation)
@@ -95,7 +95,7 @@ def refuse_positions(name: str, embedding: EmbeddingConfig) -> None:
         )
 
 
-def _of_query(request: Observe, index: int, num_queries: int) -> Observe:
+def query_request(request: Observe, index: int, num_queries: int) -> Observe:
     """What is asked of one of the queries, whose call knows no other."""
     rows = request.rows
     if rows is not None and rows != "all":

@@ -144,3 +144,23 @@ def cross_entropy(
             hidden, head.weight, head.bias, targets, smoothing, dtype or hidden.dtype, learns
         )
     return Loss(objective, nll)
+
+
+def of_outputs(nll: Tensor) -> Loss:
+    """The loss of whole outputs, as `regard.models.ctc.ctc_nll` gives it, [batch] in nats: their sum, unsmoothed."""
+    total = nll.sum()
+    return Loss(total, total.detach())
+
+
+def mixed(first: Loss, second: Loss, weight: float) -> Loss:
+    """(1 - weight) * first + weight * second; nll is the first's, so that curves of different weights compare.
+
+    Both are sums of log-probabilities of the same outputs, one token by token, the other (CTC) whole, and training
+    divides both by the target tokens of an update: a long output weighs as much more in the one as in the other, and
+    the curve does not depend on how batches are spread over processes. Source: Watanabe et al. 2017, eq. 11.
+
+    Raises: ConfigError when weight is no share.
+    """
+    if not 0.0 <= weight <= 1.0:
+        raise ConfigError(f"mixed loss: weight is {weight}, expected a share, from 0 to 1")
+    return Loss((1.0 - weight) * first.objective + weight * second.objective, first.nll)

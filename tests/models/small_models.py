@@ -44,11 +44,12 @@ def transformer(dropout: float = 0.0, norm: NormConfig | None = None, **parts: A
 
 
 def recurrent(
-    score: Any = "additive", dropout: float = 0.0, layers: int = 2, cell: Any = "gru"
+    score: Any = "additive", dropout: float = 0.0, layers: int = 2, cell: Any = "gru", **parts: Any
 ) -> EncoderDecoderConfig:
+    """parts: of the decoder."""
     return EncoderDecoderConfig(
         RecurrentEncoderConfig("recurrent", 10, num_layers=layers, dropout=dropout),
-        AttentionRNNConfig("attention-rnn", DIM, attention_dim=14, score=score, cell=cell, dropout=dropout),
+        AttentionRNNConfig("attention-rnn", DIM, attention_dim=14, score=score, cell=cell, dropout=dropout, **parts),
     )
 
 
@@ -86,6 +87,7 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "dot": recurrent("dot"),
     "bilinear": recurrent("bilinear"),
     "conditional": recurrent(cell="conditional-gru"),
+    "location": recurrent("location", location_filters=3, location_width=5),
     "luong dot": luong("dot"),
     "luong concat": luong("concat", layers=2),
     "luong bilinear, nothing fed": luong("bilinear", layers=2, input_feeding=False),

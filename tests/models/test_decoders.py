@@ -81,7 +81,9 @@ def test_the_future_cannot_touch_the_past(name: str) -> None:
     assert not torch.equal(after[:, 6], before[:, 6])
 
 
-MODELS = {name: build(CONFIGS[name]) for name in ("pre-norm", "one key head, rotary", "additive", "luong concat")}
+MODELS = {
+    name: build(CONFIGS[name]) for name in ("pre-norm", "one key head, rotary", "additive", "location", "luong concat")
+}
 
 
 @settings(deadline=None, max_examples=40)
@@ -167,7 +169,7 @@ def test_observing_step_by_step_and_at_once(name: str) -> None:
         torch.testing.assert_close(received, seen.received)
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "additive", "luong concat", "luong bilinear, nothing fed"])
+@pytest.mark.parametrize("name", ["pre-norm", "additive", "location", "luong concat", "luong bilinear, nothing fed"])
 def test_chosen_rows_and_weighed_queries(name: str) -> None:
     model = build(CONFIGS[name])
     whole, _ = model.decoder.advance(start(model), TARGET, Observe(rows="all"))
@@ -180,7 +182,7 @@ def test_chosen_rows_and_weighed_queries(name: str) -> None:
         torch.testing.assert_close(seen.received, torch.einsum("bq,bhqk->bhk", weights, rows))
 
 
-@pytest.mark.parametrize("name", ["dot", "additive", "luong concat"])
+@pytest.mark.parametrize("name", ["dot", "additive", "location", "luong concat"])
 def test_queries_that_come_one_by_one_are_observed_as_one_call(name: str) -> None:
     model = build(CONFIGS[name])
     real = torch.arange(11) < torch.tensor([[11], [4], [7]])
@@ -217,7 +219,7 @@ def test_queries_that_come_one_by_one_are_observed_as_one_call(name: str) -> Non
     ]
 
 
-@pytest.mark.parametrize("name", ["pre-norm", "additive", "conditional", "luong dot"])
+@pytest.mark.parametrize("name", ["pre-norm", "additive", "conditional", "location", "luong dot"])
 def test_a_source_without_words(name: str) -> None:
     model = build(CONFIGS[name])
     found = log_probs(model, SOURCE, torch.tensor([0, 3, 5]), TARGET)

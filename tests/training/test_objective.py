@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from regard.errors import ConfigError, ShapeError
 from regard.layers.head import HeadConfig, OutputHead
-from regard.training.objective import CHUNK_TOKENS, Loss, cross_entropy
+from regard.training.objective import CHUNK_TOKENS, Loss, cross_entropy, mixed, of_outputs
 
 TOKENS, VOCAB, DIM = 2 * CHUNK_TOKENS + 37, 101, 17
 
@@ -170,3 +170,25 @@ def test_what_does_not_fit_is_told() -> None:
             ConfigError, match=f"cross_entropy: smoothing is {smoothing}, expected at least 0 and below"
         ):
             cross_entropy(hidden, head, targets, smoothing=smoothing)
+
+
+def test_joint_losses_of_parts_add_up_to_that_of_the_whole() -> None:
+    """Sums, so that an update's loss is the same however its rows are spread over batches and processes."""
+    hidden, head, targets = case(torch.float64, True, 12)
+    nll = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    whole = mixed(cross_entropy(hidden, head, targets), of_outputs(nll), 0.3)
+    parts = [
+        mixed(cross_entropy(hidden[3 * row : 3 * row + 3], head, targets[3 * row : 3 * row + 3]), of_outputs(some), 0.3)
+        for row, some in enumerate(nll.split(1))
+    ]
+    torch.testing.assert_close(sum(part.objective for part in parts), whole.objective)
+    attention = cross_entropy(hidden, head, targets)
+    torch.testing.assert_close(whole.objective, 0.7 * attention.objective + 0.3 * nll.sum())
+    assert torch.equal(whole.nll, attention.nll)
+    assert torch.autograd.grad(whole.objective, nll)[0].tolist() == [0.3] * 4
+    alone = of_outputs(nll)
+    assert torch.equal(alone.objective, nll.sum())
+    assert not alone.nll.requires_grad
+    for weight in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=rf"mixed loss: weight is {weight}, expected a share"):
+            mixed(attention, alone, weight)
