@@ -34,7 +34,7 @@ from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks.translate.demo_corpus import make_corpus
-from regard.tasks.translate.training import objective
+from regard.tasks.translate.job import objective
 
 PAIRS = 4_500_000  # WMT 2014 English-German
 LENGTH = 28  # subwords of a sentence, its end included, on either side

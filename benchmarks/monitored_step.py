@@ -27,7 +27,7 @@ from regard.attention.second_pass import kernels
 from regard.attention.statistics import Wanted
 from regard.data.batches import Batch, Position, Sequences
 from regard.inputs.text import Tokenizer
-from regard.tasks.translate.training import objective, real_queries
+from regard.tasks.translate.job import objective, real_queries
 from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.loop import Trainer
 from regard.training.precision import resolved_precision

@@ -106,7 +106,7 @@ class PlainLoop:
     def loss(self, batch: Batch, smoothing: float, dtype: torch.dtype) -> Tensor:
         """Mean over the batch's real target tokens, nats."""
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            logits = self.model(batch.source.ids, batch.target_inputs)
+            logits = self.model(batch.source.values, batch.target_inputs)
             return F.cross_entropy(
                 logits.flatten(0, 1),
                 batch.target_outputs.flatten(),

@@ -29,17 +29,20 @@ import torch
 from plain_translation import PlainLoop, PlainTransformer
 
 from regard.data.batches import Batch, BatchStream, Position
+from regard.data.columns import TextColumn
 from regard.data.corpus import Corpus, prepare
 from regard.data.readers import read
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.tasks.recipe import read_yaml, validated, with_overrides
-from regard.tasks.translate.recipe import ROLES, TranslateRecipe, with_root
-from regard.tasks.translate.training import corpora, objective, tokenizers
+from regard.tasks.sections import with_root
+from regard.tasks.translate.job import TranslateJob, objective
+from regard.tasks.translate.recipe import ROLES, TranslateRecipe
 from regard.training.config import TrainingConfig
 from regard.training.loop import Trainer
 from regard.training.memory import ProcessMemory
 from regard.training.monitor import Silent
+from regard.training.processes import World
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "translate" / "multi30k-en-de.yaml"
 PLAIN = ("float32", "bfloat16", "float32 compiled", "bfloat16 compiled")
@@ -52,12 +55,14 @@ class Setting:
     def __init__(self, data: Path, folder: Path) -> None:
         values = with_overrides(read_yaml(RECIPE), [f"data.root={data}"])
         recipe = validated(TranslateRecipe, values, str(RECIPE))
-        self.recipe = recipe.model_copy(update={"data": with_root(recipe, RECIPE)})
-        source, target = tokenizers(self.recipe, folder, Silent())
+        self.recipe = recipe.model_copy(update={"data": with_root(recipe.data, RECIPE)})
+        job = TranslateJob(self.recipe, folder, Silent(), World())
+        self.corpus: Corpus = job.prepare()
+        source, target = job.source, job.target
         self.tokenizer = source
-        self.corpus: Corpus = corpora(self.recipe, folder, source, target, Silent())
         validation = read(self.recipe.data.validation, ROLES)
-        self.validation: Corpus = prepare(validation, {"source": source, "target": target}, folder / "validation")
+        columns = {"source": TextColumn(source), "target": TextColumn(target)}
+        self.validation: Corpus = prepare(validation, columns, folder / "validation")
         torch.manual_seed(self.recipe.seed)
         self.model = EncoderDecoder(len(source), len(target), self.recipe.model)
         self.stream = BatchStream(self.corpus, self.recipe.data.batch, seed=self.recipe.seed, roles=ROLES)
@@ -134,8 +139,8 @@ def check(setting: Setting) -> float:
     worst = 0.0
     for batch in setting.validation_batches()[:4]:
         real = batch.target_outputs != 0
-        hidden = setting.model(batch.source.ids, batch.source.lengths, batch.target_inputs)
-        ours, theirs = setting.model.decoder.head(hidden)[real], plain(batch.source.ids, batch.target_inputs)[real]
+        hidden = setting.model(batch.source.values, batch.source.lengths, batch.target_inputs)
+        ours, theirs = setting.model.decoder.head(hidden)[real], plain(batch.source.values, batch.target_inputs)[real]
         worst = max(worst, float((ours - theirs).abs().max()))
     if worst > 1e-3:
         sys.exit(f"the models differ by {worst:.2g} in their logits: no speed is quoted from a red check")

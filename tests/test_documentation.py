@@ -38,10 +38,10 @@ from regard.cli.main import app, run
 from regard.data.readers import DataSpec
 from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.tasks.recipe import validated
+from regard.tasks.run import train
 from regard.tasks.translate import demo
 from regard.tasks.translate.demo_corpus import make_corpus
 from regard.tasks.translate.recipe import TranslateRecipe
-from regard.tasks.translate.training import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

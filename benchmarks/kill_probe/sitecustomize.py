@@ -40,7 +40,7 @@ PLACES = (
 )
 # Function: what the process is doing until it returns; "next" what it is doing from then on, whoever returns.
 WITHIN = {
-    "regard.tasks.translate.training": {
+    "regard.tasks.run": {
         "train": "preparing: reading text, building the model",
         "_finished": "scoring the finished model",
     },

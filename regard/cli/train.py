@@ -9,10 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from regard.cli.progress import TrainingProgress
-from regard.errors import ConfigError, suggestion
 from regard.training.launch import is_first
-
-TASKS = ("translate",)
 
 
 def train(
@@ -27,23 +24,18 @@ def train(
 
     Started by torchrun, several processes train one model: torchrun --nproc-per-node 2 -m regard train RECIPE
     """
+    from regard.tasks.jobs import task_of
     from regard.tasks.recipe import read_yaml, validated, with_overrides
+    from regard.tasks.run import train as train_run
 
     values = with_overrides(read_yaml(recipe), overrides or [])
-    task = values.get("task")
-    if task not in TASKS:
-        hint = suggestion(str(task), TASKS) or f"; known: {', '.join(TASKS)}"
-        raise ConfigError(f"{recipe}: key `task` is {task!r}{hint}")
-    from regard.tasks.translate.recipe import TranslateRecipe
-    from regard.tasks.translate.training import train as train_translation
-
-    checked = validated(TranslateRecipe, values, str(recipe))
+    checked = validated(task_of(values.get("task"), str(recipe)).recipe, values, str(recipe))
     folder = run or Path("runs") / recipe.stem
     if not is_first():  # one of several processes, of which the first one prints
-        train_translation(checked, folder, origin=str(recipe))
+        train_run(checked, folder, origin=str(recipe))
         return
     with TrainingProgress() as watcher:
-        result = train_translation(checked, folder, origin=str(recipe), watcher=watcher)
+        result = train_run(checked, folder, origin=str(recipe), watcher=watcher)
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
     else:

@@ -55,8 +55,10 @@ class TokenBudget:
 class Sequences(NamedTuple):
     """One role of a batch: rows padded at their end."""
 
-    ids: Tensor  # int64 [batch, longest], padded with Tokenizer.PAD, each row ended by Tokenizer.EOS
-    lengths: Tensor  # int64 [batch], end token included
+    # [batch, longest, ...], padded with zeros: of text ids int64 (Tokenizer.PAD is 0), each row ended by Tokenizer.EOS;
+    # of anything else what its column of the corpus made of it, in the corpus's own number format.
+    values: Tensor
+    lengths: Tensor  # int64 [batch]; of text with its end token
 
     @staticmethod
     def padded(ids: Sequence[Sequence[int]]) -> Sequences:
@@ -69,17 +71,22 @@ class Sequences(NamedTuple):
 
     @property
     def padding_share(self) -> float:
-        """Padding's part of all ids, 0 to 1."""
-        return 1.0 - float(self.lengths.sum()) / max(self.ids.numel(), 1)
+        """Padding's part of all positions, 0 to 1."""
+        return 1.0 - float(self.lengths.sum()) / max(self.num_positions, 1)
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of all rows, padding included."""
+        return self.values.shape[0] * self.values.shape[1]
 
     def rows(self, begin: int, end: int) -> Sequences:
         """Some of the rows, padded to their own longest."""
         lengths = self.lengths[begin:end]
-        return Sequences(self.ids[begin:end, : int(lengths.max())], lengths)
+        return Sequences(self.values[begin:end, : int(lengths.max())], lengths)
 
     def shifted(self) -> Tensor:
-        """int64 [batch, longest]: what a decoder reads to predict `ids`: the begin token, then ids without the end."""
-        inputs = self.ids.roll(1, dims=1)
+        """int64 [batch, longest]: what a decoder reads to predict ids: the begin token, then ids without the end."""
+        inputs = self.values.roll(1, dims=1)
         inputs[:, 0] = Tokenizer.BOS
         past_end = torch.arange(inputs.shape[1], device=inputs.device) >= self.lengths[:, None]
         return inputs.masked_fill(past_end, Tokenizer.PAD)
@@ -114,7 +121,7 @@ class Batch:
     @property
     def target_outputs(self) -> Tensor:
         """int64 [batch, target_len]: the target with its end token."""
-        return self.target.ids
+        return self.target.values
 
     def num_tokens(self, role: str) -> int:
         """Number of ids of `role` that are not padding, end tokens included."""
@@ -128,8 +135,8 @@ class Batch:
     @property
     def padding_share(self) -> float:
         """Padding's part of the ids of all roles, 0 to 1."""
-        num_ids = sum(sequences.ids.numel() for sequences in self.roles.values())
-        return 1.0 - sum(self.num_tokens(role) for role in self.roles) / max(num_ids, 1)
+        num_positions = sum(sequences.num_positions for sequences in self.roles.values())
+        return 1.0 - sum(self.num_tokens(role) for role in self.roles) / max(num_positions, 1)
 
     def split(self, num_pieces: int) -> list[Batch]:
         """The same rows in so many pieces of nearly equal size, each padded to its own longest.
@@ -147,8 +154,8 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same with its tensors on `device`."""
         moved = {
-            role: Sequences(ids.to(device, non_blocking=True), lengths.to(device, non_blocking=True))
-            for role, (ids, lengths) in self.roles.items()
+            role: Sequences(values.to(device, non_blocking=True), lengths.to(device, non_blocking=True))
+            for role, (values, lengths) in self.roles.items()
         }
         return Batch(moved, self.indices)
 
@@ -228,8 +235,8 @@ def load(corpus: Corpus, indices: np.ndarray, roles: Sequence[str] | None = None
     """The records at `indices` as one padded batch."""
     loaded = {}
     for role in corpus.roles if roles is None else roles:
-        ids, lengths = corpus.padded(role, indices)
-        loaded[role] = Sequences(torch.from_numpy(ids), torch.from_numpy(np.ascontiguousarray(lengths)))
+        values, lengths = corpus.padded(role, indices)
+        loaded[role] = Sequences(torch.from_numpy(values), torch.from_numpy(np.ascontiguousarray(lengths)))
     return Batch(loaded, indices)
 
 

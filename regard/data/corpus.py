@@ -1,10 +1,10 @@
-"""The prepared corpus: token ids on disk, read through memory maps, so that a corpus larger than memory trains.
+"""The prepared corpus: arrays on disk, read through memory maps, so that a corpus larger than memory trains.
 
-A folder holds for each role ``ROLE.tokens`` (all ids one after the other, each sentence ended by the end token),
-``ROLE.offsets`` (where each sentence begins, and at last where they end), and ``corpus.json`` (counts, number formats,
-hashes, what made it, and which records were bad). Only the offsets are ever held in memory: 8 bytes a sentence and
-role. The folder appears at once when all is written; an interrupted preparation leaves nothing that could be taken for
-a corpus.
+A folder holds for each role ``ROLE.tokens`` (the arrays of all records one after the other: ids of text, frames of
+speech, rows of pictures), ``ROLE.offsets`` (where each array begins, and at last where they end, in positions), and
+``corpus.json`` (counts, number formats, hashes, what made it, and which records were bad). Only the offsets are ever
+held in memory: 8 bytes a record and role. The folder appears at once when all is written; an interrupted preparation
+leaves nothing that could be taken for a corpus.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import glob
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import socket
@@ -24,12 +25,11 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from regard.data.columns import Column, Refused
 from regard.data.readers import BadRecords, OnBad, Record
 from regard.errors import ConfigError, DataError
-from regard.inputs.text import Tokenizer
 
 FORMAT_VERSION = 1
-CHUNK_RECORDS = 4096  # encoded and written at a time
 _DESCRIPTION = "corpus.json"
 
 
@@ -89,36 +89,43 @@ class Corpus:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def lengths(self, role: str) -> np.ndarray:
-        """int32 [records]: number of ids of each record, the end token included."""
+        """int32 [records]: number of positions of each record; of text its ids, the end token included."""
         if role not in self._lengths:
             self._lengths[role] = np.diff(self._of(role, self._offsets)).astype(np.int32)
             self._lengths[role].flags.writeable = False
         return self._lengths[role]
 
     def num_tokens(self, role: str) -> int:
-        """Number of ids of the whole role, end tokens included."""
+        """Number of positions of the whole role; of text its ids, end tokens included."""
         return int(self._of(role, self._offsets)[-1])
 
     def __getitem__(self, place: tuple[str, int]) -> np.ndarray:
-        """corpus[role, index]: int64 [length], the ids of one record with the end token."""
+        """corpus[role, index]: one record's array, [length, ...]; ids are int64."""
         role, index = place
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of a corpus of {len(self)}")
         offsets = self._of(role, self._offsets)
         index = index % len(self)
-        return self._tokens[role][offsets[index] : offsets[index + 1]].astype(np.int64)
+        return self._widened(self._tokens[role][offsets[index] : offsets[index + 1]])
 
     def padded(self, role: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """int64 [batch, longest] of ids padded with Tokenizer.PAD, and int64 [batch] of lengths."""
+        """[batch, longest, ...], padded with zeros, and int64 [batch] of lengths; ids are int64."""
         indices = np.asarray(indices, dtype=np.int64)
         offsets = self._of(role, self._offsets)
         starts = offsets[indices]
         lengths = offsets[indices + 1] - starts
         columns = np.arange(lengths.max(initial=0))
         real = columns < lengths[:, None]
-        ids = np.full(real.shape, Tokenizer.PAD, dtype=np.int64)
-        ids[real] = self._tokens[role][(starts[:, None] + columns)[real]]
-        return ids, lengths
+        tokens = self._tokens[role]
+        values = np.zeros((*real.shape, *tokens.shape[1:]), dtype=tokens.dtype)
+        values[real] = tokens[(starts[:, None] + columns)[real]]
+        return self._widened(values), lengths
+
+    @staticmethod
+    def _widened(values: np.ndarray) -> np.ndarray:
+        """An array of the caller's own; unsigned numbers that stand alone are ids."""
+        is_ids = values.dtype.kind == "u" and values.dtype.itemsize > 1
+        return values.astype(np.int64) if is_ids else np.array(values)
 
     def verify(self) -> None:
         """Reads everything and compares hashes. Raises: DataError naming the file whose content changed."""
@@ -136,15 +143,16 @@ class Corpus:
     def _mapped(self, role: str, kind: str, dtype: str) -> np.ndarray:
         entry = self.description["roles"][role]
         count = entry["num_tokens"] if kind == "tokens" else self.description["num_records"] + 1
+        shape = (count, *(entry.get("position_shape", ()) if kind == "tokens" else ()))
         path = self.folder / f"{role}.{kind}"
-        expected = count * np.dtype(dtype).itemsize
+        expected = math.prod(shape) * np.dtype(dtype).itemsize
         try:
             size = path.stat().st_size
         except OSError as error:
             raise DataError(f"{path}: missing ({error.strerror}); prepare the corpus again") from error
         if size != expected:
             raise DataError(f"{path}: {size} bytes, expected {expected}; prepare the corpus again")
-        mapped = np.memmap(path, dtype=dtype, mode="r", shape=(count,))
+        mapped = np.memmap(path, dtype=dtype, mode="r", shape=shape)
         if kind == "offsets" and (mapped[0] != 0 or mapped[-1] != entry["num_tokens"]):
             raise DataError(f"{path}: begins at {mapped[0]} and ends at {mapped[-1]}; prepare the corpus again")
         return mapped
@@ -152,7 +160,7 @@ class Corpus:
 
 def prepare(
     records: Iterable[Record],
-    tokenizers: Mapping[str, Tokenizer],
+    columns: Mapping[str, Column],
     folder: str | os.PathLike[str],
     *,
     max_tokens: Mapping[str, int] | int | None = None,
@@ -161,11 +169,11 @@ def prepare(
     fingerprint: str = "",
     progress: Callable[[int], None] | None = None,
 ) -> Corpus:
-    """Encodes `records` into `folder` and opens the corpus; one pass, in memory that does not grow with their number.
+    """Turns `records` into arrays in `folder` and opens the corpus; one pass, in memory that does not grow with it.
 
-    tokenizers: role to its tokenizer; one and the same may serve several roles.
-    max_tokens: the most ids a record may have in each role, the end token included; a longer one is bad, with the
-        reason "too long". None: no limit.
+    columns: role to what makes its arrays; one and the same may serve several roles.
+    max_tokens: the most positions a record may have in each role, a text's end token included; a longer one is bad,
+        with the reason "too long". None: no limit.
     on_bad, report: as for `readers.read`; give both the same report, and the corpus keeps all of it.
     fingerprint: kept for the caller, who compares it to know whether the corpus is still the one wanted.
     progress: called after each chunk with the number of records read so far.
@@ -174,9 +182,9 @@ def prepare(
     """
     folder = Path(folder)
     report = BadRecords() if report is None else report
-    if not tokenizers:
-        raise ConfigError("preparing a corpus: received no tokenizers, expected one for each role")
-    limits = dict.fromkeys(tokenizers, max_tokens) if max_tokens is None or isinstance(max_tokens, int) else max_tokens
+    if not columns:
+        raise ConfigError("preparing a corpus: received no columns, expected one for each role")
+    limits = dict.fromkeys(columns, max_tokens) if max_tokens is None or isinstance(max_tokens, int) else max_tokens
     if folder.exists() and not (folder / _DESCRIPTION).is_file() and any(folder.iterdir()):
         raise DataError(f"{folder}: holds other files, expected a prepared corpus or nothing; give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -185,20 +193,14 @@ def prepare(
     unfinished.mkdir()
     try:
         with ExitStack() as stack:
-            writers = {
-                role: stack.enter_context(_RoleWriter(unfinished, role, len(tokenizers[role]))) for role in tokenizers
-            }
+            writers = {role: stack.enter_context(_RoleWriter(unfinished, role, columns[role])) for role in columns}
             num_read = 0
-            for chunk in _chunks(records):
-                _write_chunk(chunk, tokenizers, writers, limits, on_bad, report)
+            for chunk in _chunks(records, min(column.records_at_once for column in columns.values())):
+                _write_chunk(chunk, columns, writers, limits, on_bad, report)
                 num_read += len(chunk)
                 if progress is not None:
                     progress(num_read)
-            entries = {
-                role: writer.finish()
-                | {"vocab_size": len(tokenizers[role]), "tokenizer": tokenizers[role].fingerprint()}
-                for role, writer in writers.items()
-            }
+            entries = {role: writer.finish() | columns[role].about() for role, writer in writers.items()}
         num_records = next(iter(writers.values())).num_records
         if not num_records:
             raise DataError(f"{folder}: no usable record for the corpus ({report.summary()}); check data and limits")
@@ -254,13 +256,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 
 class _RoleWriter:
-    """Appends encoded sentences of one role to its two files, hashing on the way."""
+    """Appends arrays of one role to its two files, hashing on the way."""
 
-    def __init__(self, folder: Path, role: str, vocab_size: int) -> None:
+    def __init__(self, folder: Path, role: str, column: Column) -> None:
         self._paths = {kind: folder / f"{role}.{kind}" for kind in ("tokens", "offsets")}
         self._hashes = {kind: hashlib.sha256() for kind in self._paths}
         self._files: dict[str, BinaryIO] = {}
-        self._dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+        self._dtype, self._position_shape = column.dtype, column.position_shape
         self._num_tokens = 0
         self.num_records = 0
 
@@ -273,16 +275,16 @@ class _RoleWriter:
         for file in self._files.values():
             file.close()
 
-    def write(self, sentences: Sequence[list[int]]) -> None:
-        if not sentences:
+    def write(self, arrays: Sequence[np.ndarray]) -> None:
+        if not arrays:
             return
-        lengths = np.fromiter((len(ids) for ids in sentences), dtype="<i8", count=len(sentences))
+        assert all(array.shape[1:] == self._position_shape for array in arrays), "a column keeps one shape of position"
+        lengths = np.fromiter((len(array) for array in arrays), dtype="<i8", count=len(arrays))
         ends = self._num_tokens + np.cumsum(lengths)
-        flat = np.fromiter(itertools.chain.from_iterable(sentences), dtype=self._dtype, count=int(lengths.sum()))
-        self._put("tokens", flat)
+        self._put("tokens", np.concatenate(arrays).astype(self._dtype, copy=False))
         self._put("offsets", ends.astype("<i8"))
         self._num_tokens = int(ends[-1])
-        self.num_records += len(sentences)
+        self.num_records += len(arrays)
 
     def finish(self) -> dict[str, Any]:
         """Brings the files to the disk; what corpus.json says of them."""
@@ -290,7 +292,8 @@ class _RoleWriter:
             file.flush()
             os.fsync(file.fileno())
         hashes = {f"{kind}_sha256": digest.hexdigest() for kind, digest in self._hashes.items()}
-        return {"dtype": self._dtype.name, "num_tokens": self._num_tokens, **hashes}
+        shape = {"position_shape": list(self._position_shape)} if self._position_shape else {}
+        return {"dtype": self._dtype.name, "num_tokens": self._num_tokens, **shape, **hashes}
 
     def _put(self, kind: str, values: np.ndarray) -> None:
         data = values.tobytes()
@@ -300,32 +303,36 @@ class _RoleWriter:
 
 def _write_chunk(
     chunk: Sequence[Record],
-    tokenizers: Mapping[str, Tokenizer],
+    columns: Mapping[str, Column],
     writers: Mapping[str, _RoleWriter],
     limits: Mapping[str, int | None],
     on_bad: OnBad,
     report: BadRecords,
 ) -> None:
-    encoded = {
-        role: tokenizer.encode_ids([record.fields[role] for record in chunk]) for role, tokenizer in tokenizers.items()
-    }
-    good = []
-    for index, record in enumerate(chunk):
-        for role, sentences in encoded.items():
-            limit, length = limits.get(role), len(sentences[index]) + 1
-            if length == 1:
-                report.add(f"empty {role} once normalised", record.origin, on_bad=on_bad)
-                break
-            if limit is not None and length > limit:
-                report.add(f"too long {role}, over {limit} tokens", record.origin, on_bad=on_bad)
-                break
-        else:
-            good.append(index)
-    for role, sentences in encoded.items():
-        writers[role].write([[*sentences[index], Tokenizer.EOS] for index in good])
+    made = {role: column.arrays([record.fields[role] for record in chunk]) for role, column in columns.items()}
+    good: dict[str, list[np.ndarray]] = {role: [] for role in columns}
+    for record, *arrays in zip(chunk, *made.values(), strict=True):
+        reason = next(
+            filter(None, (_unusable(role, one, limits) for role, one in zip(made, arrays, strict=True))), None
+        )
+        if reason is not None:
+            report.add(reason, record.origin, on_bad=on_bad)
+            continue
+        for role, array in zip(made, arrays, strict=True):
+            good[role].append(array)
+    for role, usable in good.items():
+        writers[role].write(usable)
 
 
-def _chunks(records: Iterable[Record]) -> Iterator[tuple[Record, ...]]:
+def _unusable(role: str, array: np.ndarray | Refused, limits: Mapping[str, int | None]) -> str | None:
+    """Why a record cannot be used for what it is in `role`; None when it can."""
+    if isinstance(array, Refused):
+        return f"{array} {role}"
+    limit = limits.get(role)
+    return None if limit is None or len(array) <= limit else f"too long {role}, over {limit} tokens"
+
+
+def _chunks(records: Iterable[Record], size: int) -> Iterator[tuple[Record, ...]]:
     iterator = iter(records)
-    while chunk := tuple(itertools.islice(iterator, CHUNK_RECORDS)):
+    while chunk := tuple(itertools.islice(iterator, size)):
         yield chunk

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.errors import ConfigError, ShapeError
+from regard.inputs.source import Represented
 from regard.layers.dropout import Dropout
 
 
@@ -101,6 +102,10 @@ class TextEmbedding(nn.Module):
             vectors = self.norm(vectors)
         result: Tensor = self.dropout(vectors)
         return result
+
+    def represent(self, values: Tensor, lengths: Tensor) -> Represented:
+        """As a source: a vector for each id."""
+        return Represented(self(values), lengths)
 
     def _positions(self, begin: int, end: int, like: Tensor) -> Tensor:
         if self.learned is not None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regard.attention.observation import Observation, Observe
 from regard.errors import ConfigError
+from regard.inputs.embeddings import TextEmbedding
 from regard.models.attention_rnn import AttentionRNNConfig, AttentionRNNDecoder
 from regard.models.luong_rnn import LuongRNNConfig, LuongRNNDecoder
 from regard.models.memory import Memory
@@ -34,15 +35,21 @@ class EncoderDecoderConfig:
 
 
 class EncoderDecoder(nn.Module):
-    """source_vocab, target_vocab: sizes of the vocabularies; equal and joint when `tie` is "all"."""
+    """source_size: of what is read, as for `build_source`. target_vocab: size of the vocabulary that is written.
 
-    def __init__(self, source_vocab: int, target_vocab: int, config: EncoderDecoderConfig) -> None:
+    Where `tie` is "all", the source is text of the same vocabulary.
+    """
+
+    def __init__(self, source_size: int, target_vocab: int, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _build_encoder(source_vocab, config.encoder)
+        self.encoder = _build_encoder(source_size, config.encoder)
         token_weight = None
         if config.tie == "all":
-            token_weight = self.encoder.embedding.weight
+            embedding = self.encoder.embedding
+            if not isinstance(embedding, TextEmbedding):
+                raise ConfigError("model: tie `all` wants a source of text; tie `decoder` instead")
+            token_weight = embedding.weight
             target = (target_vocab, config.decoder.model_dim)
             if tuple(token_weight.shape) != target:
                 raise ConfigError(
@@ -54,10 +61,10 @@ class EncoderDecoder(nn.Module):
         )
 
     def encode(
-        self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
+        self, values: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[dict[str, Memory], dict[str, Observation]]:
-        """ids [batch, source_len], lengths [batch] -> (the memories a decoder reads, observations by layer)."""
-        memory, observations = self.encoder(ids, lengths, observe)
+        """values, lengths: as `Source` reads them -> (the memories a decoder reads, observations by layer)."""
+        memory, observations = self.encoder(values, lengths, observe)
         return {"source": memory}, observations
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_inputs: Tensor) -> Tensor:
@@ -72,10 +79,10 @@ class EncoderDecoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
-def _build_encoder(vocab: int, config: EncoderConfig) -> TransformerEncoder | RecurrentEncoder:
+def _build_encoder(source_size: int, config: EncoderConfig) -> TransformerEncoder | RecurrentEncoder:
     if isinstance(config, TransformerEncoderConfig):
-        return TransformerEncoder(vocab, config)
-    return RecurrentEncoder(vocab, config)
+        return TransformerEncoder(source_size, config)
+    return RecurrentEncoder(source_size, config)
 
 
 def _build_decoder(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,10 +12,16 @@ from regard.attention.masks import Padding
 
 @dataclass(frozen=True)
 class Memory:
-    """vectors: [batch, source_len, memory_dim]; lengths: [batch], how many are real; these stand at the front."""
+    """vectors: [batch, source_len, memory_dim]; lengths: [batch], how many are real; these stand at the front.
+
+    stride: input positions (tokens, frames) that one vector stands for. grid: rows and columns of a picture's vectors,
+    which follow each other row by row.
+    """
 
     vectors: Tensor
     lengths: Tensor
+    stride: int = 1
+    grid: tuple[int, int] | None = None
 
     @property
     def mask(self) -> Padding:
@@ -23,7 +29,7 @@ class Memory:
 
     def select(self, rows: Tensor) -> Memory:
         """The memory of chosen rows, in the order given; a row may be taken many times or never."""
-        return Memory(self.vectors[rows], self.lengths[rows])
+        return replace(self, vectors=self.vectors[rows], lengths=self.lengths[rows])
 
     @staticmethod
     def of(vectors: Tensor, lengths: Tensor | None = None) -> Memory:

@@ -5,7 +5,7 @@ Source: Bahdanau et al. 2015, sec. 3.2 (bidirectional GRU); Luong et al. 2015, s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from regard.attention.observation import Observation, Observe
-from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.inputs.embeddings import EmbeddingConfig
+from regard.inputs.sources import SourceConfig, build_source
 from regard.layers.dropout import Dropout
 from regard.layers.recurrence import LoopProduct, gru_update, initialise_recurrence, lstm_update
 from regard.models.memory import Memory
@@ -35,20 +36,23 @@ class RecurrentEncoderConfig:
     # False: forward alone (Luong 2015). A decoder `attention-rnn` then begins without having read the source, as it
     # takes the second half of the first memory vector for the backward state.
     bidirectional: bool = True
-    embedding: EmbeddingConfig = field(
+    embedding: SourceConfig = field(
         default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False)  # recurrence knows the position
     )
     dropout: float = 0.1  # on the embedded source and on every layer's output
 
 
 class RecurrentEncoder(nn.Module):
-    """Source ids -> memory of width 2 * model_dim, [forward state; backward state] at each position, or model_dim."""
+    """A source -> memory of width 2 * model_dim, [forward state; backward state] at each vector, or model_dim.
 
-    def __init__(self, vocab: int, config: RecurrentEncoderConfig) -> None:
+    source_size: see `build_source`.
+    """
+
+    def __init__(self, source_size: int, config: RecurrentEncoderConfig) -> None:
         super().__init__()
         dim = config.model_dim
         self.memory_dim = 2 * dim if config.bidirectional else dim
-        self.embedding = TextEmbedding(vocab, dim, config.embedding)
+        self.embedding = build_source(source_size, dim, config.embedding)
         self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             CELLS[config.cell](
@@ -60,16 +64,17 @@ class RecurrentEncoder(nn.Module):
             initialise_recurrence(layer)
 
     def forward(
-        self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
+        self, values: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
-        """ids [batch, source_len], lengths [batch] -> (memory, no observations: nothing attends here)."""
+        """values, lengths: as `Source` reads them -> (memory, no observations: nothing attends here)."""
         # Torch's own layers are fast on a GPU alone; on a CPU a training step with them takes longer.
-        run = run_packed if ids.is_cuda else run_padded
-        vectors = self.dropout(self.embedding(ids))
+        run = run_packed if values.is_cuda else run_padded
+        memory = Memory(*self.embedding.represent(values, lengths))
+        vectors = self.dropout(memory.vectors)
         for layer in self.layers:
             assert isinstance(layer, nn.GRU | nn.LSTM)
-            vectors = self.dropout(run(layer, vectors, lengths))
-        return Memory(vectors, lengths), {}
+            vectors = self.dropout(run(layer, vectors, memory.lengths))
+        return replace(memory, vectors=vectors), {}
 
 
 def run_packed(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention.observation import Observation, Observe
-from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.inputs.embeddings import EmbeddingConfig
+from regard.inputs.sources import SourceConfig, build_source
 from regard.layers.attention import AttentionConfig, MultiHeadAttention
 from regard.layers.feed_forward import FeedForward, FeedForwardConfig
 from regard.layers.norm import NormConfig
@@ -28,7 +29,7 @@ class TransformerEncoderConfig:
     attention: AttentionConfig
     feed_forward: FeedForwardConfig
     type: Literal["transformer"] = "transformer"
-    embedding: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    embedding: SourceConfig = field(default_factory=EmbeddingConfig)
     norm: NormConfig = field(default_factory=NormConfig)
     dropout: float = 0.1  # on each block's output, before it is added
 
@@ -58,30 +59,30 @@ class TransformerEncoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Source ids -> memory of the same length."""
+    """A source -> memory of a vector for each of its own. source_size: see `build_source`."""
 
-    def __init__(self, vocab: int, config: TransformerEncoderConfig) -> None:
+    def __init__(self, source_size: int, config: TransformerEncoderConfig) -> None:
         super().__init__()
         self.memory_dim = config.model_dim
-        self.embedding = TextEmbedding(vocab, config.model_dim, config.embedding)
+        self.embedding = build_source(source_size, config.model_dim, config.embedding)
         self.layers = nn.ModuleList(TransformerEncoderLayer(config) for _ in range(config.num_layers))
         self.norm = final_norm(config.model_dim, config.norm)
 
     def forward(
-        self, ids: Tensor, lengths: Tensor, observe: Observe | None = None
+        self, values: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
-        """ids [batch, source_len], lengths [batch] -> (memory, observations by layer name; empty unless asked for).
+        """values, lengths: as `Source` reads them -> (memory, observations by layer name; empty unless asked for).
 
         Padded positions are no queries: they count nowhere, and theirs is the observation of a query without keys.
         """
-        if observe:
-            real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            observe = replace(observe, queries=real if observe.queries is None else real & observe.queries)
-        memory = Memory(self.embedding(ids), lengths)
-        observations = {}
+        memory = Memory(*self.embedding.represent(values, lengths))
         vectors = memory.vectors
+        if observe:
+            real = torch.arange(vectors.shape[1], device=vectors.device) < memory.lengths[:, None]
+            observe = replace(observe, queries=real if observe.queries is None else real & observe.queries)
+        observations = {}
         for index, layer in enumerate(self.layers):
             vectors, observation = layer(vectors, memory, observe)
             if observe:
                 observations[f"encoder.layers.{index}.self"] = observation
-        return Memory(self.norm(vectors), lengths), observations
+        return replace(memory, vectors=self.norm(vectors)), observations

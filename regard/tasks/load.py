@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 from regard.errors import ConfigError, ModelFileError, suggestion
 from regard.tasks import model_directory
-
-if TYPE_CHECKING:
-    from regard.tasks.translate.translator import Translator
+from regard.tasks.jobs import TASKS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-def _translator(directory: model_directory.ModelDirectory, device: torch.device, dtype: torch.dtype) -> Translator:
-    from regard.tasks.translate.translator import Translator
-
-    return Translator.load(directory, device, dtype)
-
-
-# The task that a model directory names -> what loads it. Each imports its own task, when it is asked to.
-LOADERS: dict[str, Callable[[model_directory.ModelDirectory, torch.device, torch.dtype], Translator]] = {
-    "translate": _translator,
-}
 
 
 def load(
@@ -34,7 +19,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype = torch.float32,
-) -> Translator:
+) -> Any:
     """The trained model in the model directory at `path`, ready to use: for the task `translate` a Translator.
 
     device: where it computes, as in "cpu", "cuda" or "cuda:1".
@@ -46,13 +31,12 @@ def load(
     place, number = _device(device), _dtype(dtype)
     directory = model_directory.read(path)
     task = directory.config["task"]
-    loader = LOADERS.get(task)
-    if loader is None:
+    if task not in TASKS:
         raise ModelFileError(
             f"{directory.path / model_directory.CONFIG}: task {task!r} is not known to this regard, which knows "
-            f"{', '.join(LOADERS)}; upgrade regard"
+            f"{', '.join(TASKS)}; upgrade regard"
         )
-    return loader(directory, place, number)
+    return TASKS[task]().model.load(directory, place, number)
 
 
 def _device(device: str | torch.device) -> torch.device:

@@ -23,6 +23,7 @@ import yaml
 
 from regard.errors import ConfigError, TrainingError
 from regard.tasks.recipe import differences
+from regard.tasks.yaml_values import written_yaml
 from regard.training.disk import write_atomically
 
 RECIPE = "recipe.yaml"
@@ -90,7 +91,7 @@ def _keep_recipe(path: Path, recipe: Mapping[str, Any], origin: str) -> None:
                 "use the same values to resume it, or another --run"
             )
         return
-    write_text(path, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+    write_text(path, written_yaml(dict(recipe)))
 
 
 def _kept_recipe(path: Path) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""YAML as recipes read it: the core schema of YAML 1.2, in which 5e-3 is a number and `no` a language; a key stands
-once."""
+"""YAML as recipes are read and written: the core schema of YAML 1.2, in which 5e-3 is a number and `no` a language; a
+key stands once."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that PyYAML's own loader or regard's would take for something else."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (as the parent has it)
+        first: list(resolvers) for first, resolvers in yaml.SafeDumper.yaml_implicit_resolvers.items()
+    }
+
+
 for _kind, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -48,7 +56,14 @@ for _kind, _pattern, _first in (
     ),
     ("merge", r"<<", ["<"]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def written_yaml(values: Any) -> str:
+    """Plain values as YAML that `parse_yaml`, and any other reader, turns into the same values."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def parse_yaml(text: str, origin: str) -> Any:

@@ -212,8 +212,8 @@ def _trial(
     def timed(batch: Batch) -> float:
         began = time.perf_counter()
         train(batch)
-        if batch.target.ids.is_cuda:
-            torch.cuda.synchronize(batch.target.ids.device)
+        if batch.target.values.is_cuda:
+            torch.cuda.synchronize(batch.target.values.device)
         return time.perf_counter() - began
 
     def fastest(batch: Batch) -> float:

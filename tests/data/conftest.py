@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from regard.data.columns import TextColumn
 from regard.data.corpus import Corpus, prepare
 from regard.data.records import Origin, Record
 from regard.inputs.text import Tokenizer, TokenizerConfig
@@ -31,7 +32,7 @@ def corpus_of(tmp_path: Path, byte_tokenizer: Tokenizer) -> Callable[..., Corpus
             for number, row in enumerate(rows, start=1)
         )
         made.append(None)
-        corpus = prepare(records, dict.fromkeys(lengths, byte_tokenizer), tmp_path / f"corpus{len(made)}")
+        corpus = prepare(records, dict.fromkeys(lengths, TextColumn(byte_tokenizer)), tmp_path / f"corpus{len(made)}")
         for role, wanted in lengths.items():
             assert np.array_equal(corpus.lengths(role), wanted)
         return corpus

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.data.batches import Batch, BatchStream, Position, Sequences, TokenBudget, cut, load
+from regard.data.columns import TextColumn
 from regard.data.corpus import Corpus, prepare
 from regard.data.readers import DataSpec, read
 from regard.errors import ConfigError, DataError
@@ -123,7 +124,7 @@ def test_iteration_resumes_exactly(corpus_of: CorpusOf) -> None:
         for (position, batch), (expected_position, expected) in zip(resumed, whole[begin:], strict=True):
             assert position == expected_position
             assert np.array_equal(batch.indices, expected.indices)
-            assert torch.equal(batch.target.ids, expected.target.ids)
+            assert torch.equal(batch.target.values, expected.target.values)
     other = walk(stream(seed=2), Position(), 40)
     assert any(not np.array_equal(a.indices, b.indices) for (_, a), (_, b) in zip(whole, other, strict=True))
 
@@ -153,9 +154,9 @@ def test_each_epoch_has_other_batches_in_another_order(lengths: list[int]) -> No
 def test_the_batch_holds_the_corpus_rows(corpus_of: CorpusOf) -> None:
     corpus = corpus_of(source=[7, 3, 5], target=[4, 11, 6])
     batch = load(corpus, np.array([2, 0]))
-    assert batch.source.ids.shape == (2, 7)
-    assert batch.target.ids.shape == (2, 6)
-    assert batch.source.ids.dtype == batch.source.lengths.dtype == torch.int64
+    assert batch.source.values.shape == (2, 7)
+    assert batch.target.values.shape == (2, 6)
+    assert batch.source.values.dtype == batch.source.lengths.dtype == torch.int64
     assert batch.source.lengths.tolist() == [5, 7]
     for row, index in enumerate([2, 0]):
         target = corpus["target", index].tolist()
@@ -168,7 +169,7 @@ def test_the_batch_holds_the_corpus_rows(corpus_of: CorpusOf) -> None:
     assert batch.source.padding_share == pytest.approx(1 - 12 / 14)
     assert len(batch) == 2
     moved = batch.to("cpu")
-    assert torch.equal(moved["source"].ids, batch["source"].ids)
+    assert torch.equal(moved["source"].values, batch["source"].values)
 
 
 def test_shifting_leaves_the_ids_alone() -> None:
@@ -200,7 +201,9 @@ def test_pieces_are_the_rows_in_their_order(lengths: list[tuple[int, int]], piec
         expected = [row[:length] for row, length in zip(*batch[role], strict=True)]
         assert all(torch.equal(row, wanted) for row, wanted in zip(rows, expected, strict=True))
         for piece in split:
-            assert piece[role].ids.shape == (len(piece), int(piece[role].lengths.max())), "no column is padding alone"
+            assert piece[role].values.shape == (len(piece), int(piece[role].lengths.max())), (
+                "no column is padding alone"
+            )
 
 
 def test_a_batch_of_one_role(corpus_of: CorpusOf) -> None:
@@ -239,13 +242,13 @@ def test_multi30k_is_padded_little(tmp_path: Path, shared_data: Path) -> None:
     spec = DataSpec({"source": str(folder / "train.en"), "target": str(folder / "train.de")})
     texts = (text for record in read(spec) for text in record.fields.values())
     tokenizer = Tokenizer.train(texts, TokenizerConfig("bpe", 10_000))
-    corpus = prepare(read(spec), {"source": tokenizer, "target": tokenizer}, tmp_path / "c")
+    corpus = prepare(read(spec), dict.fromkeys(("source", "target"), TextColumn(tokenizer)), tmp_path / "c")
     stream = BatchStream(corpus, TokenBudget(4096), seed=1)
     for epoch in range(2):
         shares = stream.padding_share(epoch)
         assert max(shares.values()) < 0.10, shares
     batches = [stream.at(Position(0, index)) for index in range(stream.num_batches(0))]
-    measured = 1 - sum(b.num_tokens("source") for b in batches) / sum(b.source.ids.numel() for b in batches)
+    measured = 1 - sum(b.num_tokens("source") for b in batches) / sum(b.source.values.numel() for b in batches)
     assert measured == pytest.approx(stream.padding_share(0)["source"])
 
 

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from regard.data import corpus as corpus_module
+from regard.data.columns import Refused, TextColumn
 from regard.data.corpus import Corpus, prepare, sha256_of_file, sha256_of_files
 from regard.data.readers import BadRecords, DataSpec, read
 from regard.data.records import Origin, Record
@@ -26,11 +27,11 @@ def _records(*texts: str) -> list[Record]:
 
 
 def test_sentences_come_back(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus_module, "CHUNK_RECORDS", 3)  # several chunks, the last one short
+    monkeypatch.setattr(TextColumn, "records_at_once", 3)  # several chunks, the last one short
     texts = ["abc", "Hund läuft", "x", "über 😀", "end", "of", "it"]
     seen: list[int] = []
-    tokenizers = {"source": byte_tokenizer, "target": byte_tokenizer}
-    corpus = prepare(_records(*texts), tokenizers, tmp_path / "c", fingerprint="f1", progress=seen.append)
+    columns = dict.fromkeys(("source", "target"), TextColumn(byte_tokenizer))
+    corpus = prepare(_records(*texts), columns, tmp_path / "c", fingerprint="f1", progress=seen.append)
     assert seen == [3, 6, 7]
     assert len(corpus) == len(texts)
     assert corpus.roles == ("source", "target")
@@ -52,7 +53,7 @@ def test_sentences_come_back(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypa
 
 
 def test_padded_batch(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    corpus = prepare(_records("abc", "a", "abcde"), {"source": byte_tokenizer}, tmp_path / "c")
+    corpus = prepare(_records("abc", "a", "abcde"), {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
     ids, lengths = corpus.padded("source", np.array([2, 0, 1, 0]))
     assert lengths.tolist() == [7, 5, 3, 5]
     assert ids.shape == (4, 7)
@@ -72,27 +73,26 @@ def test_large_vocabularies_take_wide_ids(tmp_path: Path, byte_tokenizer: Tokeni
         def fingerprint(self) -> str:
             return "large"
 
-    corpus = prepare(_records("abc", "a"), {"source": Large(), "target": byte_tokenizer}, tmp_path / "c")  # type: ignore[dict-item]
+    columns = {"source": TextColumn(Large()), "target": TextColumn(byte_tokenizer)}  # type: ignore[arg-type]
+    corpus = prepare(_records("abc", "a"), columns, tmp_path / "c")
     assert corpus["source", 0].tolist() == [69_997, Tokenizer.EOS]
     assert (tmp_path / "c" / "source.tokens").stat().st_size == 4 * 4
     assert (tmp_path / "c" / "target.tokens").stat().st_size == 2 * (5 + 3)
 
 
 def test_long_records_are_reported(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    tokenizers = {"source": byte_tokenizer, "target": byte_tokenizer}
+    columns = dict.fromkeys(("source", "target"), TextColumn(byte_tokenizer))
     report = BadRecords()
-    corpus = prepare(
-        _records("abc", "abcd", "ab"), tokenizers, tmp_path / "c", max_tokens=5, on_bad="skip", report=report
-    )
+    corpus = prepare(_records("abc", "abcd", "ab"), columns, tmp_path / "c", max_tokens=5, on_bad="skip", report=report)
     assert len(corpus) == 2  # "abc" is space, three letters and the end: just 5
     assert report.origins == {"too long source, over 5 tokens": [Origin("made", 2)]}
     assert corpus.description["bad_records"] == report.to_record()
-    corpus = prepare(_records("abc", "abcd"), tokenizers, tmp_path / "c", max_tokens={"target": 5}, on_bad="skip")
+    corpus = prepare(_records("abc", "abcd"), columns, tmp_path / "c", max_tokens={"target": 5}, on_bad="skip")
     assert list(corpus.description["bad_records"]) == ["too long target, over 5 tokens"]
     with pytest.raises(DataError, match="made:2: too long source, over 5 tokens"):
-        prepare(_records("abc", "abcd"), tokenizers, tmp_path / "c", max_tokens=5)
+        prepare(_records("abc", "abcd"), columns, tmp_path / "c", max_tokens=5)
     with pytest.raises(DataError, match="no usable record"):
-        prepare(_records("abcd"), tokenizers, tmp_path / "c", max_tokens=5, on_bad="skip")
+        prepare(_records("abcd"), columns, tmp_path / "c", max_tokens=5, on_bad="skip")
     assert len(Corpus.open(tmp_path / "c")) == 1, "a failed preparation must leave the earlier corpus"
 
 
@@ -102,7 +102,7 @@ def test_interrupted_preparation_leaves_nothing(tmp_path: Path, byte_tokenizer: 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(broken(), {"source": byte_tokenizer}, tmp_path / "c")
+        prepare(broken(), {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,7 +118,7 @@ def test_the_folder_appears_only_when_complete(tmp_path: Path, byte_tokenizer: T
                 Corpus.open(path)
         yield from _records("de")
 
-    prepare(watching(), {"source": byte_tokenizer}, tmp_path / "c")
+    prepare(watching(), {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
     assert len(seen) == 1
     assert seen != ["c"]
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
@@ -129,13 +129,14 @@ def test_a_killed_preparation_is_cleared_away_by_the_next(tmp_path: Path, byte_t
 import sys, time
 from regard.data.corpus import prepare
 from regard.data.records import Origin, Record
+from regard.data.columns import TextColumn
 from regard.inputs.text import Tokenizer
 def records():
     for number in range(5000):
         yield Record({"source": "abc"}, Origin("made", number))
     print("ready", flush=True)
     time.sleep(60)
-prepare(records(), {"source": Tokenizer.load(sys.argv[1])}, sys.argv[2])
+prepare(records(), {"source": TextColumn(Tokenizer.load(sys.argv[1]))}, sys.argv[2])
 """
     byte_tokenizer.save(tmp_path / "tokenizer.json")
     place = tmp_path / "place"
@@ -151,16 +152,16 @@ prepare(records(), {"source": Tokenizer.load(sys.argv[1])}, sys.argv[2])
     assert [path.name.startswith(".c.unfinished") for path in place.iterdir()] == [True]
     with pytest.raises(DataError, match="no prepared corpus"):
         Corpus.open(place / "c")
-    prepare(_records("abc"), {"source": byte_tokenizer}, place / "c")
+    prepare(_records("abc"), {"source": TextColumn(byte_tokenizer)}, place / "c")
     assert [path.name for path in place.iterdir()] == ["c"]
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="holds other files"):
-        prepare(_records("abc"), {"source": byte_tokenizer}, tmp_path)
+        prepare(_records("abc"), {"source": TextColumn(byte_tokenizer)}, tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
-    with pytest.raises(ConfigError, match="no tokenizers"):
+    with pytest.raises(ConfigError, match="no columns"):
         prepare(_records("abc"), {}, tmp_path / "c")
 
 
@@ -204,7 +205,7 @@ def _wrong_offsets(folder: Path) -> None:
 def test_damage_is_named(
     tmp_path: Path, byte_tokenizer: Tokenizer, damage: Callable[[Path], object], message: str
 ) -> None:
-    prepare(_records("abc"), {"source": byte_tokenizer}, tmp_path / "c")
+    prepare(_records("abc"), {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
     damage(tmp_path / "c")
     with pytest.raises(DataError, match=f"{message}.*prepare") as caught:
         Corpus.open(tmp_path / "c")
@@ -212,7 +213,7 @@ def test_damage_is_named(
 
 
 def test_verify_finds_a_changed_byte(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    corpus = prepare(_records("abc"), {"source": byte_tokenizer}, tmp_path / "c")
+    corpus = prepare(_records("abc"), {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
     before = corpus.sha256
     path = tmp_path / "c" / "source.tokens"
     content = bytearray(path.read_bytes())
@@ -220,19 +221,19 @@ def test_verify_finds_a_changed_byte(tmp_path: Path, byte_tokenizer: Tokenizer) 
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"source\.tokens: the content is not what was written"):
         Corpus.open(tmp_path / "c").verify()
-    other = prepare(_records("abd"), {"source": byte_tokenizer}, tmp_path / "d")
+    other = prepare(_records("abd"), {"source": TextColumn(byte_tokenizer)}, tmp_path / "d")
     assert other.sha256 != before
 
 
 def test_preparing_needs_memory_for_chunks_only(
     tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus_module, "CHUNK_RECORDS", 64)
+    monkeypatch.setattr(TextColumn, "records_at_once", 64)
 
     def peak(num_records: int) -> int:
         records = (Record({"source": "word " * 40}, Origin("made", n)) for n in range(num_records))
         tracemalloc.start()
-        prepare(records, {"source": byte_tokenizer}, tmp_path / "c")
+        prepare(records, {"source": TextColumn(byte_tokenizer)}, tmp_path / "c")
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest
@@ -260,8 +261,45 @@ def test_multi30k_end_to_end(tmp_path: Path, shared_data: Path) -> None:
     tokenizer = Tokenizer.train(
         (text for record in read(spec) for text in record.fields.values()), TokenizerConfig("bpe", 1500)
     )
-    corpus = prepare(read(spec), {"source": tokenizer, "target": tokenizer}, tmp_path / "c")
+    corpus = prepare(read(spec), dict.fromkeys(("source", "target"), TextColumn(tokenizer)), tmp_path / "c")
     assert len(corpus) == 1014
     for index, record in enumerate(read(spec)):
         assert tokenizer.decode(corpus["source", index].tolist()) == record.fields["source"]
         assert tokenizer.decode(corpus["target", index].tolist()) == record.fields["target"]
+
+
+class Frames:
+    """Two numbers a letter, and no array of an empty field or of "?"."""
+
+    dtype = np.dtype("<f4")
+    position_shape = (2,)
+    records_at_once = 2
+
+    def arrays(self, fields: Sequence[str]) -> list[np.ndarray | Refused]:
+        return [
+            Refused("unheard") if field == "?" else np.array([[ord(letter), 0.5] for letter in field], self.dtype)
+            for field in fields
+        ]
+
+    def fingerprint(self) -> str:
+        return "frames"
+
+    def about(self) -> dict[str, Any]:
+        return {"made_by": "letters"}
+
+
+def test_any_shape_of_position_is_kept(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    report = BadRecords()
+    columns = {"source": Frames(), "target": TextColumn(byte_tokenizer)}
+    corpus = prepare(_records("abc", "?", "de", "f"), columns, tmp_path / "c", on_bad="skip", report=report)
+    assert report.origins == {"unheard source": [Origin("made", 2)]}
+    assert corpus.lengths("source").tolist() == [3, 2, 1]
+    assert corpus.description["roles"]["source"]["made_by"] == "letters"
+    frames = corpus["source", 1]
+    assert frames.dtype == np.float32
+    assert frames.tolist() == [[100.0, 0.5], [101.0, 0.5]]
+    values, lengths = corpus.padded("source", np.array([2, 0]))
+    assert values.shape == (2, 3, 2)
+    assert lengths.tolist() == [1, 3]
+    assert values[0].tolist() == [[102.0, 0.5], [0.0, 0.0], [0.0, 0.0]]
+    corpus.verify()

@@ -96,7 +96,7 @@ def test_the_same_batches_in_the_same_order(corpus_of: CorpusOf, workers: int) -
         assert list(found.roles) == list(expected.roles)
         for role in expected.roles:
             assert isinstance(found[role], Sequences)
-            assert torch.equal(found[role].ids, expected[role].ids)
+            assert torch.equal(found[role].values, expected[role].values)
             assert torch.equal(found[role].lengths, expected[role].lengths)
 
 
@@ -112,7 +112,7 @@ def test_positions_are_taken_a_little_ahead_and_may_have_no_end(workers: int) ->
     batches = batches_from(Made(), endless(), workers)
     assert taken == 0, "nothing begins before the first batch is asked for"
     for asked in range(1, 20):
-        assert int(next(batches).target.ids[0, 0]) == asked
+        assert int(next(batches).target.values[0, 0]) == asked
         assert taken == asked + workers * AHEAD
     batches.close()
 
@@ -138,7 +138,7 @@ def test_random_states_and_signal_handlers_are_left_alone() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_mistake_arrives_as_it_is_after_the_batches_before_it(workers: int) -> None:
     batches = batches_from(Made(7, DataError("train.de:13: undecodable")), places(30), workers)
-    assert [int(next(batches).target.ids[0, 0]) for _ in range(7)] == list(range(7))
+    assert [int(next(batches).target.values[0, 0]) for _ in range(7)] == list(range(7))
     with pytest.raises(DataError) as found:
         next(batches)
     assert str(found.value) == "train.de:13: undecodable"

@@ -31,7 +31,7 @@ from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
-from regard.tasks.translate.training import objective, real_queries
+from regard.tasks.translate.job import objective, real_queries
 from regard.training import attention_monitor
 from regard.training.attention_monitor import RealQueries
 from regard.training.averaging import weights_of
@@ -208,7 +208,7 @@ def test_numbers_of_a_run_by_hand(corpus: Corpus, tmp_path: Path) -> None:
     assert batch.source.padding_share > 0 < batch.target.padding_share
     model = model_of(still)
     real = real_queries(batch)
-    memories, seen = model.encode(batch.source.ids, batch.source.lengths, Observe(rows="all"))
+    memories, seen = model.encode(batch.source.values, batch.source.lengths, Observe(rows="all"))
     _, _, cross = model.decoder.read(model.decoder.start(memories), batch.target_inputs, Observe(rows="all"))
     for layer, rows in {**seen, **cross}.items():
         kept = real[layer.partition(".")[0]]

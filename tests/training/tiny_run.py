@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.data.batches import Batch, BatchStream, Position, TokenBudget
+from regard.data.columns import TextColumn
 from regard.data.corpus import Corpus, prepare
 from regard.data.records import Origin, Record
 from regard.inputs.text import Tokenizer, TokenizerConfig
@@ -23,8 +24,8 @@ from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks import model_directory
-from regard.tasks.translate.training import objective as translation_objective
-from regard.tasks.translate.training import real_queries
+from regard.tasks.translate.job import objective as translation_objective
+from regard.tasks.translate.job import real_queries
 from regard.training.averaging import weights_of
 from regard.training.config import AdamWConfig, ScheduleConfig, TrainingConfig
 from regard.training.loop import Trainer
@@ -73,13 +74,13 @@ def tiny_corpus(folder: Path, num_records: int = 61) -> Corpus:
     tokenizer = Tokenizer.train(["a"], TokenizerConfig("bpe", 260))
     texts = [("abcdefghijkl"[: 2 + n * 7 % 11], "mnopqrstuvwxyz"[: 2 + n * 5 % 13]) for n in range(num_records)]
     records = (Record({"source": s, "target": t}, Origin("made", n)) for n, (s, t) in enumerate(texts, start=1))
-    return prepare(records, {"source": tokenizer, "target": tokenizer}, folder)
+    return prepare(records, dict.fromkeys(("source", "target"), TextColumn(tokenizer)), folder)
 
 
 def tiny_objective(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Loss:
     assert isinstance(model, TinyModel)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        hidden = model(batch.source.ids, batch.target_inputs)
+        hidden = model(batch.source.values, batch.target_inputs)
     real = batch.target_outputs != Tokenizer.PAD
     hidden = hidden.to(model.tokens.weight.dtype)[real]
     return cross_entropy(hidden, model.head, batch.target_outputs[real], smoothing=0.1)

@@ -34,12 +34,12 @@ from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks import model_directory
+from regard.tasks.run import train
 from regard.tasks.run_directory import write_text
 from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy
 from regard.tasks.translate.demo_corpus import Phrase, make_corpus
 from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.tasks.translate.result import Translation
-from regard.tasks.translate.training import train
 from regard.tasks.translate.translator import Translator
 from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.monitor import Silent, Watcher
@@ -64,6 +64,23 @@ class Demo:
     page: Path
     picture: Path
 
+    def lines(self) -> list[str]:
+        shown = []
+        for phrase, translation in self.examples:
+            mark = "" if translation.text == phrase.target else f"   (expected: {phrase.target})"
+            shown.append(f"  {phrase.source}\n    -> {translation.text}{mark}")
+        return [
+            *shown,
+            "",
+            f"exactly right: {self.exact_match:.2%} of {self.num_held_out:,} held-out phrases",
+            f"alignment of number words recovered: {self.alignment.accuracy:.2%} (chance {self.alignment.chance:.2%})",
+            f"trained in {self.train_seconds:.0f} s",
+            "",
+            f"the attention, to look at: {self.page}",
+            f"                           {self.picture}",
+            f'try: regard translate {self.page.parent / "run" / "model"} "we have counted forty-two books"',
+        ]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "task": "translate",
@@ -81,7 +98,7 @@ def demo(
     folder: Path,
     *,
     seed: int = 1,
-    num_steps: int = NUM_STEPS,
+    num_steps: int | None = None,
     num_held_out: int = NUM_HELD_OUT,
     watcher: Watcher | None = None,
 ) -> Demo:
@@ -91,6 +108,7 @@ def demo(
     Raises: DataError when `folder` holds anything else; Interrupted when it is stopped while it trains.
     """
     watcher = watcher or Silent()
+    num_steps = NUM_STEPS if num_steps is None else num_steps
     _make_room(folder)
     text, run = folder / "text", folder / "run"
     corpus = make_corpus(seed, num_held_out=num_held_out)

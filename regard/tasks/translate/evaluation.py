@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError
+from regard.errors import ConfigError, DataError
+from regard.tasks.translate.evaluation_data import evaluation_pairs
 from regard.tasks.translate.scoring import Scores, score
-from regard.tasks.translate.scorings import Scoring
+from regard.tasks.translate.scorings import SCORINGS, Scoring
 from regard.tasks.translate.translator import Translator
 
 
@@ -67,3 +68,24 @@ def evaluate(
         )
         for scoring in scorings
     ]
+
+
+def evaluate_directory(
+    model: Translator, data: str | None, options: Mapping[str, Any], said: Callable[[str], None]
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """As `regard.tasks.jobs.Evaluate`. options: `scoring`, sacrebleu unless given; the rest are fields of
+    DecodingOptions.
+
+    Raises: ConfigError for an unknown scoring, and for options that cannot work.
+    """
+    decoding = dict(options)
+    asked = decoding.pop("scoring", "sacrebleu")
+    scoring = next((known for known in SCORINGS if known == asked), None)
+    if scoring is None:
+        raise ConfigError(f"--scoring {asked}: expected one of {', '.join(SCORINGS)}")
+    search = replace(model.config.decoding, **decoding)
+    search.check()
+    pairs = evaluation_pairs(model, data)
+    said(f"translating {len(pairs):,} sentences")
+    [found] = evaluate(model, pairs, [scoring], options=search)
+    return found, found.outputs

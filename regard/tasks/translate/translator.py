@@ -25,7 +25,8 @@ from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
 from regard.tasks.recipe import plain, validated
-from regard.tasks.translate.recipe import ROLES, check_ranges
+from regard.tasks.sections import check_ranges
+from regard.tasks.translate.recipe import ROLES
 from regard.tasks.translate.result import Translation, joined, translation_of
 from regard.training.averaging import load_weights, weights_of
 

@@ -25,9 +25,11 @@ from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
-from regard.tasks.translate import training
-from regard.tasks.translate.recipe import ROLES, AutoBudget, Tokenizers, TranslateData, TranslateRecipe, Validation
-from regard.tasks.translate.training import objective, train
+from regard.tasks import run
+from regard.tasks.run import train
+from regard.tasks.sections import AutoBudget
+from regard.tasks.translate.job import objective
+from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.training import batch_budget
 from regard.training.config import TrainingConfig
 
@@ -167,7 +169,7 @@ def test_a_budget_is_found_once_and_changes_nothing_else(
     for name in ("result.json", "checkpoints", "metrics.jsonl"):
         path = tmp_path / "auto" / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    monkeypatch.setattr(training, "find_batch_tokens", lambda *values, **named: pytest.fail("searched again"))
+    monkeypatch.setattr(run, "find_batch_tokens", lambda *values, **named: pytest.fail("searched again"))
     again = train(recipe(text, data=auto), tmp_path / "auto")
     assert {**again, "seconds_of_last_part": 0} == {**result, "seconds_of_last_part": 0}
     assert (tmp_path / "auto" / "metrics.jsonl").read_bytes() == (tmp_path / "given" / "metrics.jsonl").read_bytes()
@@ -254,7 +256,7 @@ def test_the_loss_is_the_smoothed_cross_entropy_of_real_tokens(text: Path, tmp_p
     assert any(bool((batch.target_outputs == Tokenizer.PAD).any()) for batch in batches)
     for batch in batches:
         found = objective(0.1)(model, batch, torch.float32)
-        hidden = model(batch.source.ids, batch.source.lengths, batch.target_inputs)
+        hidden = model(batch.source.values, batch.source.lengths, batch.target_inputs)
         logits = model.decoder.head(hidden)
         options = {"reduction": "sum", "ignore_index": Tokenizer.PAD}
         expected = torch.nn.functional.cross_entropy(

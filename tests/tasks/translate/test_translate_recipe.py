@@ -14,7 +14,8 @@ from regard.data.batches import TokenBudget
 from regard.data.readers import DataSpec
 from regard.errors import ConfigError, DataError
 from regard.tasks.recipe import differences, plain, read_yaml, validated, with_overrides
-from regard.tasks.translate.recipe import AutoBudget, TranslateData, TranslateRecipe, with_root
+from regard.tasks.sections import AutoBudget, with_root
+from regard.tasks.translate.recipe import TranslateData, TranslateRecipe
 
 RECIPE = Path(__file__).resolve().parents[3] / "recipes" / "translate" / "multi30k-en-de.yaml"
 
@@ -146,16 +147,16 @@ def test_a_root_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     recipe = recipe_with("data.root=../corpus", f"data.validation.path={{source: {tmp_path}/v.en, target: v.de}}")
-    data = with_root(recipe, Path("recipes/x.yaml"))
+    data = with_root(recipe.data, Path("recipes/x.yaml"))
     root = tmp_path.resolve() / "corpus"
     assert data.root == root
     assert paths(data)[:4] == [str(root / "train.en"), str(root / "train.de"), f"{tmp_path}/v.en", str(root / "v.de")]
 
     monkeypatch.chdir(tmp_path)
     resolved = recipe.model_copy(update={"data": data})
-    again = with_root(recipe_with("data.root=corpus", values=plain(resolved)), Path("x.yaml"))
+    again = with_root(recipe_with("data.root=corpus", values=plain(resolved)).data, Path("x.yaml"))
     assert again == data  # the same run, started from another folder
-    assert with_root(resolved, Path("y/z.yaml")) == data
+    assert with_root(resolved.data, Path("y/z.yaml")) == data
     assert validated(TranslateRecipe, plain(resolved), "x") == resolved
 
 
@@ -163,15 +164,15 @@ def test_a_root_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"^x\.yaml: `data\.root` is .*none, but there is no such folder; give another$"
     ):
-        with_root(recipe_with(f"data.root={tmp_path}/none"), Path("x.yaml"))
+        with_root(recipe_with(f"data.root={tmp_path}/none").data, Path("x.yaml"))
 
 
 def test_without_root_and_downloads_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     recipe = recipe_with("data.downloads={}", "data.test={format: hub, path: some/name, split: test}")
-    data = with_root(recipe, tmp_path / "sub" / "x.yaml")
+    data = with_root(recipe.data, tmp_path / "sub" / "x.yaml")
     folder = tmp_path.resolve() / "sub"
     assert paths(data) == [*(str(folder / name) for name in ("train.en", "train.de", "val.en", "val.de")), "some/name"]
-    assert with_root(recipe.model_copy(update={"data": data}), Path("other/x.yaml")) == data
+    assert with_root(recipe.model_copy(update={"data": data}).data, Path("other/x.yaml")) == data
 
 
 def test_downloads_are_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +193,7 @@ def test_downloads_are_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytes
     }
     recipe = recipe_with(values=values)
     told: list[str] = []
-    data = with_root(recipe, tmp_path / "x.yaml", lambda name, received, size: told.append(name))
+    data = with_root(recipe.data, tmp_path / "x.yaml", lambda name, received, size: told.append(name))
     cache = tmp_path / "cache" / "x"
     own = tmp_path.resolve()
     assert paths(data) == [*(str(cache / name) for name in names), str(own / "own.en"), str(own / "own.de")]
@@ -201,8 +202,8 @@ def test_downloads_are_fetched_into_the_cache(tmp_path: Path, monkeypatch: pytes
     assert set(told) == set(names)
     for name in names:
         (tmp_path / name).unlink()
-    assert with_root(recipe, tmp_path / "x.yaml") == data  # a resumed run needs no network, and is the same run
-    assert with_root(recipe.model_copy(update={"data": data}), Path("y.yaml")) == data
+    assert with_root(recipe.data, tmp_path / "x.yaml") == data  # a resumed run needs no network, and is the same run
+    assert with_root(recipe.model_copy(update={"data": data}).data, Path("y.yaml")) == data
 
 
 def test_without_network_one_line_says_where_to_get_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +213,7 @@ def test_without_network_one_line_says_where_to_get_the_data(tmp_path: Path, mon
         download["url"] = "http://127.0.0.1:1/" + download["url"].rpartition("/")[2]
     monkeypatch.setenv("no_proxy", "*")
     with pytest.raises(DataError) as failure:
-        with_root(recipe_with(values=values), RECIPE)
+        with_root(recipe_with(values=values).data, RECIPE)
     message = str(failure.value)
     assert message.startswith("train.en: cannot be fetched from http://127.0.0.1:1/train.en.gz (")
     assert message.endswith(

@@ -1,0 +1,63 @@
+"""Every task that regard knows, by name: what reads its recipes, trains, loads and scores its models.
+
+Each imports its own parts when it is asked for, so that a task costs nothing to those who use another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from regard.errors import ConfigError, suggestion
+from regard.tasks.job import Evaluation, Job
+from regard.tasks.model_directory import ModelDirectory
+from regard.tasks.sections import Recipe
+
+
+class Loader(Protocol):
+    """The class of a trained model."""
+
+    def load(self, directory: ModelDirectory, device: torch.device | str, dtype: torch.dtype) -> Any: ...
+
+
+class Evaluate(Protocol):
+    """Scores a loaded model. data: what on, as on a command line; the recipe's test set unless given. options: what the
+    command line was told, by name; a task refuses what it does not know. said: is told what is going on.
+
+    Returns what was found, and the outputs, one text an input.
+    """
+
+    def __call__(
+        self, model: Any, data: str | None, options: Mapping[str, Any], said: Callable[[str], None]
+    ) -> tuple[Evaluation, tuple[str, ...]]: ...
+
+
+class Task(NamedTuple):
+    """recipe: the schema. job: what a run trains. model: what a model directory becomes. evaluate: what scores it."""
+
+    recipe: type[Recipe]
+    job: type[Job[Any]]
+    model: Loader
+    evaluate: Evaluate
+
+
+def _translate() -> Task:
+    from regard.tasks.translate.evaluation import evaluate_directory
+    from regard.tasks.translate.job import TranslateJob
+    from regard.tasks.translate.recipe import TranslateRecipe
+    from regard.tasks.translate.translator import Translator
+
+    return Task(TranslateRecipe, TranslateJob, Translator, evaluate_directory)
+
+
+TASKS: dict[str, Callable[[], Task]] = {"translate": _translate}
+
+
+def task_of(name: object, origin: str = "recipe") -> Task:
+    """The task called `name`. origin: the file to name in the error. Raises: ConfigError for one that is not known."""
+    if not isinstance(name, str) or name not in TASKS:
+        hint = suggestion(str(name), TASKS) or f"; known: {', '.join(TASKS)}"
+        raise ConfigError(f"{origin}: key `task` is {name!r}{hint}")
+    return TASKS[name]()
