@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.inputs.speech import SpeechSource, SpeechSourceConfig
 
-SourceConfig = EmbeddingConfig
-AnySource = TextEmbedding
+SourceConfig = EmbeddingConfig | SpeechSourceConfig
+AnySource = TextEmbedding | SpeechSource
 
 
 def build_source(size: int, model_dim: int, config: SourceConfig) -> AnySource:
@@ -13,4 +14,6 @@ def build_source(size: int, model_dim: int, config: SourceConfig) -> AnySource:
 
     size: of what is read: the vocabulary of text, the bins of a frame of speech, the channels of a picture.
     """
+    if isinstance(config, SpeechSourceConfig):
+        return SpeechSource(size, model_dim, config)
     return TextEmbedding(size, model_dim, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -96,10 +96,14 @@ class Job(ABC, Generic[AnyRecipe]):
         spec: DataSpec | None = getattr(self.recipe.data, part)
         if spec is None:
             return []
-        records = list(read(spec, roles, on_bad=self.recipe.data.on_bad, report=report, limit=limit))
+        records = list(self.read(spec, roles, report, limit))
         if report:
             self.watcher.said(f"{part} data: {report.summary()}")
         return records
+
+    def read(self, spec: Any, roles: Sequence[str], report: BadRecords, limit: int | None = None) -> Iterator[Record]:
+        """The records of a part of the data, as `readers.read` does; a task whose data is no text reads by itself."""
+        return read(spec, roles, on_bad=self.recipe.data.on_bad, report=report, limit=limit)
 
     def corpus(self, columns: Mapping[str, Column], max_tokens: Mapping[str, int] | int | None) -> Corpus:
         """The training corpus, prepared once and memory-mapped from then on, after one look whether it is still what
@@ -127,7 +131,7 @@ class Job(ABC, Generic[AnyRecipe]):
                 f"{path}: was prepared from other data or tokenizers; use another --run, or delete this one"
             )
         report = BadRecords()
-        records = read(data.train, tuple(columns), on_bad=data.on_bad, report=report)
+        records = self.read(data.train, tuple(columns), report)
         corpus = prepare(
             records, columns, path, max_tokens=max_tokens, on_bad=data.on_bad, report=report, fingerprint=wanted
         )
