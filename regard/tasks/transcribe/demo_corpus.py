@@ -1,7 +1,8 @@
-"""The demo's phrases: digits and months, said by many synthetic voices, each a function of the seed alone.
+"""The demo's phrases: digits and months, said by many synthetic voices.
 
-Held-out phrases are other strings of words than those of training. What surrounds the words differs, too: pauses before and
-behind, loudness, and a floor of noise.
+Held-out phrases are other strings of words than those of training. What surrounds the words differs, too: pauses before
+and behind, loudness, and a floor of noise. All is drawn from the seed; eSpeak NG's sound also depends a little on what
+it said before in the same process, so that the first phrases that a process makes are the same every time.
 """
 
 from __future__ import annotations

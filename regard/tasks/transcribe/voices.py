@@ -1,7 +1,7 @@
 """Synthetic speech with the true place of every word, by eSpeak NG.
 
-The library comes as a wheel (espeakng-loader, the extra `voices`) and is called through its C interface. eSpeak NG is free
-software under the GPL; it is loaded when something is to be said, and by nothing else in regard.
+The library comes as a wheel (espeakng-loader, the extra `voices`) and is called through its C interface. eSpeak NG is
+free software under the GPL; it is loaded when something is to be said, and by nothing else in regard.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _RATE, _PITCH, _RANGE, _WORDGAP = 1, 3, 4, 7  # parameters
 _LIST_TERMINATED, _WORD, _END = 0, 1, 5  # kinds of event
 _UTF8 = 1
 _BUFFER_MILLISECONDS = 10_000
+_SEED = 1
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class Synthesiser:
             (_WORDGAP, voice.gap_milliseconds // 10),
         ):
             library.espeak_SetParameter(parameter, value, 0)
+        library.espeak_ng_SetRandSeed(_SEED)  # of breath and hiss, which otherwise follow the clock
         self._pieces, self._events = [], []
         text = " ".join(words).encode()
         library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
