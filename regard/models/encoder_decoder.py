@@ -11,13 +11,17 @@ from regard.attention.observation import Observation, Observe
 from regard.errors import ConfigError
 from regard.inputs.embeddings import TextEmbedding
 from regard.models.attention_rnn import AttentionRNNConfig, AttentionRNNDecoder
+from regard.models.conformer_encoder import ConformerEncoder, ConformerEncoderConfig
+from regard.models.ctc import CTCConfig, CTCHead
 from regard.models.luong_rnn import LuongRNNConfig, LuongRNNDecoder
 from regard.models.memory import Memory
+from regard.models.pyramid_encoder import PyramidEncoder, PyramidEncoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoder, RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoder, TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoder, TransformerEncoderConfig
 
-EncoderConfig = TransformerEncoderConfig | RecurrentEncoderConfig
+EncoderConfig = TransformerEncoderConfig | ConformerEncoderConfig | RecurrentEncoderConfig | PyramidEncoderConfig
+Encoder = TransformerEncoder | ConformerEncoder | RecurrentEncoder | PyramidEncoder
 DecoderConfig = TransformerDecoderConfig | AttentionRNNConfig | LuongRNNConfig
 
 
@@ -32,6 +36,9 @@ class EncoderDecoderConfig:
     # Which matrices are one (Press and Wolf 2017). "all": source and target embeddings and the head, wants a joint
     # vocabulary and equal widths; "decoder": target embedding and head; "none".
     tie: Literal["all", "decoder", "none"] = "decoder"
+    # A CTC head beside the decoder, for sources of which the output is read off in order: speech. It guides the encoder
+    # in training and votes in decoding (Watanabe et al. 2017).
+    ctc: CTCConfig | None = None
 
 
 class EncoderDecoder(nn.Module):
@@ -43,7 +50,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, source_size: int, target_vocab: int, config: EncoderDecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = _build_encoder(source_size, config.encoder)
+        self.encoder = build_encoder(source_size, config.encoder)
         token_weight = None
         if config.tie == "all":
             embedding = self.encoder.embedding
@@ -59,6 +66,7 @@ class EncoderDecoder(nn.Module):
         self.decoder = _build_decoder(
             target_vocab, config.decoder, self.encoder.memory_dim, token_weight, tie_head=config.tie != "none"
         )
+        self.ctc = None if config.ctc is None else CTCHead(self.encoder.memory_dim, target_vocab, config.ctc)
 
     def encode(
         self, values: Tensor, lengths: Tensor, observe: Observe | None = None
@@ -69,19 +77,28 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, source: Tensor, source_lengths: Tensor, target_inputs: Tensor) -> Tensor:
         """Teacher forcing: hidden vectors [batch, target_len, model_dim], from which `decoder.head` predicts."""
+        return self.forced(source, source_lengths, target_inputs)[0]
+
+    def forced(self, source: Tensor, source_lengths: Tensor, target_inputs: Tensor) -> tuple[Tensor, dict[str, Memory]]:
+        """The same, and the memories, from which `ctc` predicts."""
         memories, _ = self.encode(source, source_lengths)
         decoder: Any = self.decoder  # a decoder reads its own state, which a union of decoders cannot say
         hidden: Tensor = decoder.read(decoder.start(memories), target_inputs)[0]
-        return hidden
+        return hidden, memories
 
     def num_parameters(self) -> int:
         """Trained numbers, shared matrices counted once."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
 
-def _build_encoder(source_size: int, config: EncoderConfig) -> TransformerEncoder | RecurrentEncoder:
+def build_encoder(source_size: int, config: EncoderConfig) -> Encoder:
+    """The encoder that `config` describes; source_size: see `build_source`."""
     if isinstance(config, TransformerEncoderConfig):
         return TransformerEncoder(source_size, config)
+    if isinstance(config, ConformerEncoderConfig):
+        return ConformerEncoder(source_size, config)
+    if isinstance(config, PyramidEncoderConfig):
+        return PyramidEncoder(source_size, config)
     return RecurrentEncoder(source_size, config)
 
 

@@ -13,6 +13,8 @@ from regard.layers.attention import AttentionConfig
 from regard.layers.feed_forward import FeedForwardConfig
 from regard.layers.norm import NormConfig
 from regard.models.attention_rnn import AttentionRNNConfig
+from regard.models.conformer_encoder import ConformerEncoderConfig
+from regard.models.ctc import CTCConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.luong_rnn import LuongRNNConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
@@ -61,6 +63,21 @@ def luong(score: Any, dropout: float = 0.0, layers: int = 1, **parts: Any) -> En
     )
 
 
+def conformer(**attention: Any) -> EncoderDecoderConfig:
+    """attention: of the encoder."""
+    encoder = ConformerEncoderConfig(
+        "conformer",
+        DIM,
+        ENCODER_LAYERS,
+        AttentionConfig(3, **attention),
+        FeedForwardConfig(23, "silu"),
+        kernel=5,
+        embedding=EmbeddingConfig("none"),
+        dropout=0.0,
+    )
+    return replace(transformer(), encoder=encoder, ctc=CTCConfig(dropout=0.0))
+
+
 def mixed() -> EncoderDecoderConfig:
     """A Transformer's encoder under a recurrent decoder."""
     return replace(transformer(), decoder=recurrent().decoder)
@@ -92,6 +109,8 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "luong concat": luong("concat", layers=2),
     "luong bilinear, nothing fed": luong("bilinear", layers=2, input_feeding=False),
     "mixed": mixed(),
+    "conformer, rotary": conformer(rotary_base=100.0),
+    "conformer, learned bias of distance": conformer(distance_bias="t5"),
 }
 
 
