@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from regard.attention.scores import Additive as Additive
     from regard.attention.scores import Bilinear as Bilinear
     from regard.attention.scores import Cosine as Cosine
+    from regard.attention.scores import CoverageAware as CoverageAware
     from regard.attention.scores import Dot as Dot
     from regard.attention.scores import LocationAware as LocationAware
     from regard.attention.scores import ScaledDot as ScaledDot
@@ -58,6 +59,7 @@ _HOMES = {
     "Bilinear": "regard.attention.scores",
     "Causal": "regard.attention.masks",
     "Cosine": "regard.attention.scores",
+    "CoverageAware": "regard.attention.scores",
     "Dense": "regard.attention.masks",
     "Dot": "regard.attention.scores",
     "DynamicNTK": "regard.attention.rotary",

@@ -2,7 +2,7 @@
 
 A score is a small object that turns queries and keys into a number per pair. Learned parameters of a score (the matrix
 of `Bilinear`, the vector of `Additive`) belong to the layer that makes it and are handed in as tensors, so that this
-file stays a set of formulas; so does state that a score takes (the previous attention of `LocationAware`).
+file stays a set of formulas; so does state that a score takes (`LocationAware`, `CoverageAware`).
 
 A score may be followed by modifiers: ``ScaledDot().then(Rotary(), SoftCap(30.0))``.
 """
@@ -239,16 +239,51 @@ class LocationAware(Score):
             )
         else:
             problems += _misfits("LocationAware.location", self.location, heads, num_filters, key_dim)
-        wanted = {"batch": None, "heads": heads, "query_len": None, "key_len": None, **sizes}
-        found = tuple(self.previous.shape)
-        if len(found) != 4 or any(
-            size not in ((1, known) if name == "query_len" else (known,))
-            for size, (name, known) in zip(found, wanted.items(), strict=True)
-            if known is not None
-        ):
-            shape = ", ".join(name if known is None else str(known) for name, known in wanted.items())
-            problems.append(f"LocationAware.previous has shape {found}, expected ({shape})")
-        return problems
+        return problems + _misfit_of_pairs("LocationAware.previous", self.previous, heads, sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class CoverageAware(Score):
+    """v . tanh(q + k + w c), c the attention that a key has received so far; query and key are projected already.
+
+    See et al. 2017, eq. 11 (their W_s s + b and W_h h). What one filter of width 1 makes of `LocationAware`.
+
+    vector, weight: [heads or 1, head_dim], the paper's v and w_c.
+    covered: [batch, heads, query_len, key_len], what earlier queries gave to each key; query_len may be 1.
+    Cost: materialises [batch, heads, query_len, key_len, head_dim].
+    """
+
+    vector: Tensor
+    weight: Tensor
+    covered: Tensor
+
+    def similarity(self, query: Tensor, key: Tensor, query_index: Tensor | None = None) -> Tensor:
+        covered = self.covered.to(query.dtype)
+        query_len, key_len = covered.shape[2:]
+        if query_index is not None and query_len > 1:
+            covered = covered[:, :, query_index - (key_len - query_len)]
+        weighed = covered[..., None] * self.weight.to(query.dtype)[:, None, None]
+        return _additive(query[:, :, :, None, :] + weighed, key[:, :, None, :, :], self.vector)
+
+    def check(self, query_dim: int, key_dim: int, *, heads: int, **sizes: Unpack[Sizes]) -> list[str]:
+        problems = super().check(query_dim, key_dim, heads=heads)
+        problems += _misfits("CoverageAware.vector", self.vector, heads, key_dim)
+        problems += _misfits("CoverageAware.weight", self.weight, heads, key_dim)
+        return problems + _misfit_of_pairs("CoverageAware.covered", self.covered, heads, sizes)
+
+
+def _misfit_of_pairs(name: str, state: Tensor, heads: int, sizes: Sizes) -> list[str]:
+    """What is wrong with state of shape [batch, heads, query_len or 1, key_len]."""
+    wanted = {"batch": None, "heads": heads, "query_len": None, "key_len": None, **sizes}
+    found = tuple(state.shape)
+    if len(found) == 4 and all(
+        size in ((1, known) if axis == "query_len" else (known,))
+        for size, (axis, known) in zip(found, wanted.items(), strict=True)
+        if known is not None
+    ):
+        return []
+    shape = ", ".join(axis if known is None else str(known) for axis, known in wanted.items())
+    return [f"{name} has shape {found}, expected ({shape})"]
 
 
 def _misfits(name: str, parameter: Tensor, heads: int, *shape: int) -> list[str]:

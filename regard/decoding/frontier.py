@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.attention.observation import Observe
+from regard.decoding.coverage import Onlooker
 from regard.decoding.hypotheses import Trail
 from regard.decoding.scorers import Scorer
 from regard.errors import RegardError, ShapeError
@@ -67,12 +68,18 @@ class Frontier:
         self.inputs = first_inputs(decoder, bos, prefix, self.num_rows, self.device)
         sentences = torch.arange(self.num_rows, device=self.device)
         self.votes = [scorer.start(sentences) for scorer in self.scorers]
+        self.onlookers = [place for place, scorer in enumerate(self.scorers) if isinstance(scorer, Onlooker)]
 
     def advance(self) -> tuple[Tensor, Tensor]:
         """The decoder's log-probabilities of the next token, and those plus all votes; both [rows, num_outputs]."""
-        step, self.state = self.decoder.advance(self.state, self.inputs, self.observe)
+        asked = self.observe or (Observe(rows="all") if self.onlookers else None)
+        step, self.state = self.decoder.advance(self.state, self.inputs, asked)
         if self.observe is not None:
             self.trail.observe(step.attention)
+        for place in self.onlookers:
+            onlooker = self.scorers[place]
+            assert isinstance(onlooker, Onlooker)
+            self.votes[place] = onlooker.look(self.votes[place], step.attention)
         log_probs = scores = step.log_probs[:, -1]
         for scorer, state in zip(self.scorers, self.votes, strict=True):
             votes = scorer.score(state, log_probs)

@@ -45,6 +45,9 @@ class DecodingOptions:
     min_length: int = 0
     # No output holds the same n tokens in a row twice (Paulus et al. 2018, section 2.5, where n is 3); 0 allows it.
     no_repeat_ngram: int = 0
+    # Taken off the score for each unit of attention that a source token receives beyond 1, so that an output does not
+    # come back to what it has said (Gehrmann et al. 2018, section 5); 0 costs nothing.
+    coverage_penalty: float = 0.0
     # Sampling only: with the sentence's number it decides every draw, whatever else is in the batch.
     seed: int = 0
 
@@ -117,6 +120,10 @@ class DecodingOptions:
         expect(
             self.no_repeat_ngram >= 0,
             f"no_repeat_ngram is {self.no_repeat_ngram}, expected at least 0; 0 allows repetition",
+        )
+        expect(
+            0 <= self.coverage_penalty < math.inf,
+            f"coverage_penalty is {self.coverage_penalty}, expected a finite number of at least 0; 0 drops it",
         )
         if faults:
             raise ConfigError("\n".join(faults))

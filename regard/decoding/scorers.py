@@ -90,6 +90,25 @@ class MinLength:
         return state + 1
 
 
+@dataclass(frozen=True)
+class Suppress:
+    """Forbids tokens wherever they stand, such as the one for unknown words. tokens: output ids."""
+
+    tokens: tuple[int, ...]
+    bound: ClassVar[float] = 0.0
+
+    def start(self, sentences: Tensor) -> None:
+        return None
+
+    def score(self, state: None, log_probs: Tensor) -> Tensor | None:
+        votes = log_probs.new_zeros(log_probs.shape[-1])
+        votes[list(self.tokens)] = FORBIDDEN
+        return votes
+
+    def select(self, state: None, rows: Tensor, tokens: Tensor) -> None:
+        return None
+
+
 class _Forced(NamedTuple):
     position: int
     tokens: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regard.attention.observation import Observe
 from regard.decoding.beam import beam_search
+from regard.decoding.coverage import RepeatPenalty
 from regard.decoding.draws import Draw, likeliest
 from regard.decoding.frontier import Frontier
 from regard.decoding.hypotheses import Hypothesis
@@ -45,7 +46,7 @@ def decode(
     max_lengths: int64 [rows] or one number, most tokens of each output, EOS counted; options.max_length holds besides.
     prefix: output ids [rows, prefix_len] that are read after BOS in the first step. They are no part of the hypotheses'
     tokens, scores and attention, nor of max_lengths. For prefixes of different lengths, or scored: `ForcedPrefix`.
-    scorers: further voters; options.min_length and options.no_repeat_ngram bring theirs.
+    scorers: further voters; options.min_length, no_repeat_ngram and coverage_penalty bring theirs.
     observe: Observe(rows="all") gives every hypothesis the attention of its own steps, at the cost of keeping each
     step's rows for all live hypotheses; nothing else can be asked for, since everything else follows from the rows.
     sentence_numbers: int64 [rows], what a sentence's draws are made from beside options.seed; its place in the batch
@@ -63,6 +64,8 @@ def decode(
         voters.append(MinLength(options.min_length, eos))
     if options.no_repeat_ngram:
         voters.append(NoRepeatNGram(options.no_repeat_ngram))
+    if options.coverage_penalty:
+        voters.append(RepeatPenalty(options.coverage_penalty))
     frontier = Frontier(decoder, memories, bos=bos, prefix=prefix, scorers=voters, observe=observe)
     caps = _caps(max_lengths, options, frontier)
     if not options.sample and options.beam_size > 1:

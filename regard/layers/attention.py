@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regard.attention.attend import attend
 from regard.attention.distributions import Distribution, SinkSoftmax
-from regard.attention.masks import Mask, Window
+from regard.attention.masks import Global, Mask, Window
 from regard.attention.modifiers import ALiBi, Modifier, RelativeBias, SoftCap
 from regard.attention.observation import Observation, Observe
 from regard.attention.rotary import Rotary
@@ -37,6 +37,9 @@ class AttentionConfig:
     # number a head and bucket of distances (Raffel et al. 2020).
     distance_bias: Literal["none", "alibi", "t5"] = "none"
     window: int | None = None  # self-attention sees so many tokens to each side (Beltagy et al. 2020); all unless given
+    # Beside the window, the first so many tokens of self-attention see everything and are seen by all (Beltagy et al.
+    # 2020): what they gather reaches every token in two layers.
+    num_global: int = 0
     soft_cap: float | None = None  # bounds scores smoothly to (-soft_cap, soft_cap) (Gemma Team 2024)
     # Where attention may go instead of to a key: nowhere else, to a score of 0 (Miller 2023), to a learned one a head.
     sink: Literal["none", "off_by_one", "learned"] = "none"
@@ -59,6 +62,10 @@ class AttentionConfig:
             problems.append(f"dropout is {self.dropout}, expected at least 0 and below 1")
         if self.window is not None and self.window < 0:
             problems.append(f"window is {self.window}, expected at least 0 tokens to each side")
+        if self.num_global < 0:
+            problems.append(f"num_global is {self.num_global}, expected at least 0 tokens")
+        elif self.num_global and self.window is None:
+            problems.append(f"num_global {self.num_global} without a window changes nothing; set window, or drop it")
         if self.soft_cap is not None and not self.soft_cap > 0.0:
             problems.append(f"soft_cap is {self.soft_cap}, expected a number above 0")
         if problems:
@@ -94,7 +101,11 @@ class MultiHeadAttention(nn.Module):
         self.head_dim = config.head_width(model_dim)
         self.weight_dropout = config.dropout
         self.rotary = Rotary(config.rotary_base) if is_self and config.rotary_base is not None else None
-        self.window = Window(config.window, config.window) if is_self and config.window is not None else None
+        self.window: Mask | None = None
+        if is_self and config.window is not None:
+            self.window = Window(config.window, config.window)
+            if config.num_global:
+                self.window = self.window | Global(config.num_global)
         self.soft_cap = None if config.soft_cap is None else SoftCap(config.soft_cap)
         self.distance_bias = config.distance_bias if is_self else "none"
         # Both start from 0: a bias that says nothing, a sink that is off by one.

@@ -27,10 +27,11 @@ from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
 from regard.layers.dropout import Dropout
 from regard.layers.head import HeadConfig, OutputHead
 from regard.layers.recurrence import LoopProduct, gru_update, initialise_recurrence
+from regard.models.coverage_attention import Coverage
 from regard.models.decoder import Step, Vocabulary
-from regard.models.location_attention import LocatedLooks, LocationFilters, first_attended
+from regard.models.location_attention import LocationFilters
 from regard.models.memory import Memory
-from regard.models.recurrent_attention import ATTENTION_NAME, Looks, ReadMemory, refuse_positions
+from regard.models.recurrent_attention import ATTENTION_NAME, Looks, ReadMemory, RememberingLooks, refuse_positions
 from regard.models.recurrent_attention import LAYER as LAYER
 
 # A step of a recurrence: (the token's part of the gates, state) -> (next state, context).
@@ -47,8 +48,9 @@ class AttentionRNNConfig:
     model_dim: int  # width of the embedding, the state and the readout
     attention_dim: int  # width in which states and memory are compared
     # Bahdanau 2015; Luong 2015 "dot" and "general"; "location": additive, and knows the weights of the look before
-    # (Chorowski 2015), for sources of frames, many of which sound alike.
-    score: Literal["additive", "dot", "bilinear", "location"] = "additive"
+    # (Chorowski 2015), for sources of frames, many of which sound alike; "coverage": additive, and knows what each
+    # source word has received so far (See 2017), for summaries, which tend to come back to what they have said.
+    score: Literal["additive", "dot", "bilinear", "location", "coverage"] = "additive"
     location_filters: int = 10  # score location only: filters over the weights of the look before
     location_width: int = 25  # of a filter, in memory vectors; odd. It should span about a word
     # What a token does. "gru": look, then one transition on token and context (Bahdanau 2015). "conditional-gru": a
@@ -64,8 +66,8 @@ class AttentionRNNConfig:
 class AttentionRNNState:
     """What is carried from token to token.
 
-    hidden: [rows, model_dim]. attended: [rows, 1, 1, source_len], the weights of the last look, where the score knows
-    them.
+    hidden: [rows, model_dim]. attended: [rows, 1, 1, source_len], what the score remembers of earlier looks: the last
+    weights, or the sum of all; None where it remembers nothing.
     """
 
     hidden: Tensor
@@ -164,9 +166,11 @@ class AttentionRNNDecoder(nn.Module):
         shapes = {"additive": (1, config.attention_dim), "bilinear": (1, config.attention_dim, config.attention_dim)}
         shape = shapes.get(config.score)
         self.score_weight = None if shape is None else nn.Parameter(torch.zeros(shape))
-        self.location = None
+        self.location = self.coverage = None
         if config.score == "location":
             self.location = LocationFilters(config.location_filters, config.location_width, config.attention_dim)
+        elif config.score == "coverage":
+            self.coverage = Coverage(config.attention_dim)
         self.cell: LookThenUpdate | UpdateLookUpdate = CELLS[config.cell](dim, memory_dim, dim)
         self.readout = nn.Linear(dim + dim + memory_dim, 2 * dim)
         self.dropout = Dropout(config.dropout)
@@ -181,8 +185,8 @@ class AttentionRNNDecoder(nn.Module):
 
         The paper draws every other matrix, embeddings included, from N(0, 0.01^2), which Adam is slow to leave: a small
         model that learns to reverse its source in 300 updates this way is far from it that way. A bilinear score
-        starts as the dot product. The score location starts from Glorot's bound, too: over hundreds of frames the
-        small start takes thousands of updates to leave.
+        starts as the dot product. The scores location and coverage start from Glorot's bound, too: over hundreds
+        of frames or words the small start takes thousands of updates to leave.
         """
         initialise_recurrence(self.cell)
         for linear in (self.initial, self.readout, self.query, self.key):
@@ -197,6 +201,10 @@ class AttentionRNNDecoder(nn.Module):
             with torch.no_grad():
                 self.score_weight[0].copy_(torch.eye(self.score_weight.shape[-1]))
 
+    @property
+    def _remembered(self) -> LocationFilters | Coverage | None:
+        return self.coverage if self.location is None else self.location
+
     def _score(self) -> Score:
         if self.score_weight is None:
             return Dot()
@@ -208,7 +216,7 @@ class AttentionRNNDecoder(nn.Module):
         first_backward = memory.vectors[:, 0, -self.backward_dim :]
         hidden = torch.tanh(self.initial(first_backward)).to(memory.vectors.dtype)  # autocast narrows products alone
         read = ReadMemory.of(self.key(memory.vectors), memory.vectors, memory.lengths)
-        return AttentionRNNState(hidden, read, None if self.location is None else first_attended(read))
+        return AttentionRNNState(hidden, read, None if self._remembered is None else self._remembered.first(read))
 
     def read(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None
@@ -227,14 +235,14 @@ class AttentionRNNDecoder(nn.Module):
         read = torch.cat([torch.stack(states, 1), embedded, torch.stack(contexts, 1)], dim=-1)
         # Maxout over pairs (Goodfellow et al. 2013), appendix A.2.2.
         predicted = self.readout(read).unflatten(-1, (-1, 2)).amax(dim=-1)
-        attended = looks.attended if isinstance(looks, LocatedLooks) else None
+        attended = looks.attended if isinstance(looks, RememberingLooks) else None
         return self.dropout(predicted), AttentionRNNState(hidden, state.memory, attended), looks.observations()
 
     def _looks(self, state: AttentionRNNState, num_queries: int, observe: Observe | None) -> Looks:
-        if self.location is None:
+        if self._remembered is None:
             return Looks("attention-rnn", state.memory, self._score(), num_queries, observe)
         assert state.attended is not None
-        return LocatedLooks("attention-rnn", state.memory, self.location, state.attended, num_queries, observe)
+        return RememberingLooks("attention-rnn", state.memory, self._remembered, state.attended, num_queries, observe)
 
     def advance(
         self, state: AttentionRNNState, tokens: Tensor, observe: Observe | None = None

@@ -1,4 +1,4 @@
-"""Looks that know where the last one went: location-aware attention for a recurrence over frames.
+"""Scores that know where the last look went: location-aware attention for a recurrence over frames.
 
 Frames that sound alike are told apart by where they stand: filters run over the previous weights say how far each frame
 lies before or behind the last look. Source: Chorowski et al. 2015, sec. 2.1, eq. 8 and 9.
@@ -6,16 +6,12 @@ lies before or behind the last look. Source: Chorowski et al. 2015, sec. 2.1, eq
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from regard.attention.attend import attend
-from regard.attention.observation import Observe
 from regard.attention.scores import LocationAware
 from regard.errors import ConfigError
-from regard.models.recurrent_attention import Looks, ReadMemory, query_request
+from regard.models.recurrent_attention import ReadMemory
 
 
 class LocationFilters(nn.Module):
@@ -40,55 +36,15 @@ class LocationFilters(nn.Module):
         """attended: [rows, 1, 1, source_len], the weights of the last look."""
         return LocationAware(self.vector, self.filters, self.location, attended)
 
+    def first(self, memory: ReadMemory) -> Tensor:
+        """The weights before the first look, [rows, 1, 1, source_len]: all on the first vector, where reading begins.
 
-def first_attended(memory: ReadMemory) -> Tensor:
-    """The weights before the first look, [rows, 1, 1, source_len]: all on the first vector, where reading begins.
+        The paper leaves them open. A look that always starts from somewhere is the same step at every token.
+        """
+        weights = memory.values.new_zeros(memory.values.shape[0], 1, 1, memory.values.shape[2])
+        weights[..., :1] = 1.0
+        return weights
 
-    The paper leaves them open. A look that always starts from somewhere is the same step at every token.
-    """
-    weights = memory.values.new_zeros(memory.values.shape[0], 1, 1, memory.values.shape[2])
-    weights[..., :1] = 1.0
-    return weights
-
-
-class LocatedLooks(Looks):
-    """The looks of `num_queries` steps, each scored with the weights of the one before.
-
-    attended: [rows, 1, 1, source_len], before the first step and, after each, its own; carries gradient.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        memory: ReadMemory,
-        filters: LocationFilters,
-        attended: Tensor,
-        num_queries: int,
-        observe: Observe | None,
-    ) -> None:
-        super().__init__(name, memory, filters.score(attended), num_queries, observe)
-        self.filters, self.attended = filters, attended
-
-    def at(self, query: Tensor) -> Tensor:
-        """The context [rows, memory_dim] of the next step's query [rows, key_dim]."""
-        memory, request = self._memory, self._request
-        query = query[:, None, None].to(memory.keys.dtype)
-        score = self.filters.score(self.attended)
-        asked = None if request is None else query_request(request, len(self._seen), self._num_queries)
-        # The weights are asked for in the same call, unless what is asked hides some of them.
-        hides = asked is not None and (asked.queries is not None or asked.heads is not None)
-        together = Observe(rows="all") if asked is None or hides else replace(asked, rows="all")
-        attended = attend(query, memory.keys, memory.values, score=score, mask=self._mask, observe=together)
-        assert attended.observation.rows is not None
-        self.attended = attended.observation.rows
-        seen = attended.observation
-        if asked is not None and hides:
-            seen = attend(query, memory.keys, memory.values, score=score, mask=self._mask, observe=asked).observation
-        elif asked is not None and asked.rows is None:
-            seen = replace(seen, rows=None, row_index=None)
-        elif asked is not None and asked.rows is not None and asked.rows != "all":
-            kept = slice(len(asked.rows))  # the one row, or none
-            seen = replace(seen, rows=self.attended[:, :, kept], row_index=None)
-        if asked is not None:
-            self._seen.append(seen)
-        return attended.output[:, 0, 0]
+    def next(self, attended: Tensor, weights: Tensor) -> Tensor:
+        """What the next score reads: the last weights."""
+        return weights

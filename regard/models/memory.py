@@ -16,12 +16,14 @@ class Memory:
 
     stride: input positions (tokens, frames) that one vector stands for. grid: rows and columns of a picture's vectors,
     which follow each other row by row.
+    outputs: int64 [batch, source_len], the ids of the words that the vectors stand for, for decoders that copy.
     """
 
     vectors: Tensor
     lengths: Tensor
     stride: int = 1
     grid: tuple[int, int] | None = None
+    outputs: Tensor | None = None
 
     @property
     def mask(self) -> Padding:
@@ -29,7 +31,8 @@ class Memory:
 
     def select(self, rows: Tensor) -> Memory:
         """The memory of chosen rows, in the order given; a row may be taken many times or never."""
-        return replace(self, vectors=self.vectors[rows], lengths=self.lengths[rows])
+        outputs = None if self.outputs is None else self.outputs[rows]
+        return replace(self, vectors=self.vectors[rows], lengths=self.lengths[rows], outputs=outputs)
 
     @staticmethod
     def of(vectors: Tensor, lengths: Tensor | None = None) -> Memory:

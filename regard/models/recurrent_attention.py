@@ -7,6 +7,7 @@ puts the steps' observations together to that of one call.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -84,6 +85,66 @@ class Looks:
             problems.append("observe.trace is of one call, and this decoder makes one a token; ask for rows instead")
         if problems:
             raise ObservationError(f"{name}: " + "; ".join(problems))
+
+
+class Remembered(Protocol):
+    """What a score remembers of earlier looks, [rows, 1, 1, source_len], and its parameters."""
+
+    def first(self, memory: ReadMemory) -> Tensor:
+        """Before the first look."""
+        ...
+
+    def score(self, attended: Tensor) -> Score:
+        """The score of a step that remembers this."""
+        ...
+
+    def next(self, attended: Tensor, weights: Tensor) -> Tensor:
+        """After a step with these weights; both [rows, 1, 1, source_len]."""
+        ...
+
+
+class RememberingLooks(Looks):
+    """The looks of `num_queries` steps, each scored with what is remembered of those before.
+
+    attended: [rows, 1, 1, source_len], before the first step and, after each, its own; carries gradient.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        memory: ReadMemory,
+        remembered: Remembered,
+        attended: Tensor,
+        num_queries: int,
+        observe: Observe | None,
+    ) -> None:
+        super().__init__(name, memory, remembered.score(attended), num_queries, observe)
+        self.remembered, self.attended = remembered, attended
+
+    def at(self, query: Tensor) -> Tensor:
+        """The context [rows, memory_dim] of the next step's query [rows, key_dim]."""
+        memory, request = self._memory, self._request
+        query = query[:, None, None].to(memory.keys.dtype)
+        score = self.remembered.score(self.attended)
+        asked = None if request is None else query_request(request, len(self._seen), self._num_queries)
+        # The weights are asked for in the same call, unless what is asked hides some of them.
+        hides = asked is not None and (asked.queries is not None or asked.heads is not None)
+        together = Observe(rows="all") if asked is None or hides else replace(asked, rows="all")
+        attended = attend(query, memory.keys, memory.values, score=score, mask=self._mask, observe=together)
+        weights = attended.observation.rows
+        assert weights is not None
+        self.attended = self.remembered.next(self.attended, weights)
+        seen = attended.observation
+        if asked is not None and hides:
+            seen = attend(query, memory.keys, memory.values, score=score, mask=self._mask, observe=asked).observation
+        elif asked is not None and asked.rows is None:
+            seen = replace(seen, rows=None, row_index=None)
+        elif asked is not None and asked.rows is not None and asked.rows != "all":
+            kept = slice(len(asked.rows))  # the one row, or none
+            seen = replace(seen, rows=weights[:, :, kept], row_index=None)
+        if asked is not None:
+            self._seen.append(seen)
+        return attended.output[:, 0, 0]
 
 
 def refuse_positions(name: str, embedding: EmbeddingConfig) -> None:

@@ -42,6 +42,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         dtype: torch.dtype,
         learns: bool,
+        generate: Tensor | None,
+        copy: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         tokens, vocab = hidden.shape[0], weight.shape[0]
         wide = torch.promote_types(hidden.dtype, torch.float32)
@@ -53,6 +55,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden, dtype=wide)
         grad_weight = weight.new_zeros(weight.shape[1], vocab, dtype=wide)  # transposed
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=wide)
+        # Of what each token is generated rather than copied, and the gradient of copying: without copying, all of it.
+        grad_generate = None if generate is None else torch.empty_like(generate)
+        grad_copy = None if copy is None else torch.empty_like(copy)
         rows_of_part = torch.arange(min(tokens, CHUNK_TOKENS), device=hidden.device)
         for begin in range(0, tokens, CHUNK_TOKENS):
             part = slice(begin, begin + CHUNK_TOKENS)
@@ -63,13 +68,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # One pass instead of five: softmax reads and writes `dtype` and sums in float32 inside.
             gradient = logits.softmax(-1)
             wanted_log_probs = _log_of_chosen(gradient, logits, wanted, wide)
-            nll -= wanted_log_probs.sum()
+            share: Tensor | float = 1.0
+            if generate is None or copy is None:
+                nll -= wanted_log_probs.sum()
+            else:
+                generated = generate[part] + wanted_log_probs[:, 0]
+                total = torch.logaddexp(generated, copy[part])
+                nll -= total.sum()
+                share = (generated - total).exp().nan_to_num(0.0)
             logsumexp = logits.gather(1, wanted).to(wide) - wanted_log_probs
             spread += (logsumexp[:, 0] - hidden[part].to(wide) @ mean_weight - mean_bias).sum()
             if not learns:
                 continue
             # Not scatter_, which copies all of it.
-            gradient[rows_of_part[: len(rows)], wanted[:, 0]] += smoothing - 1.0
+            if isinstance(share, Tensor):
+                assert grad_generate is not None and grad_copy is not None
+                learnt = (1.0 - smoothing) * share
+                grad_generate[part], grad_copy[part] = -learnt, learnt - (1.0 - smoothing)
+                gradient *= (learnt + smoothing).to(dtype)[:, None]
+                gradient[rows_of_part[: len(rows)], wanted[:, 0]] -= learnt.to(dtype)
+            else:
+                gradient[rows_of_part[: len(rows)], wanted[:, 0]] += smoothing - 1.0
             if grad_bias is not None:
                 grad_bias += gradient.sum(0, dtype=wide)
             grad_hidden[part] = gradient @ products
@@ -82,8 +101,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad_weight -= uniform * hidden.sum(0, dtype=wide)[:, None]
             if grad_bias is not None:
                 grad_bias -= uniform * tokens
-            ctx.save_for_backward(grad_hidden, grad_weight.T, *([] if grad_bias is None else [grad_bias]))
-        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+            # Saved with what is not there as an empty tensor.
+            found = [grad_hidden, grad_weight.T, grad_bias, grad_generate, grad_copy]
+            ctx.save_for_backward(*(hidden.new_empty(0) if part is None else part for part in found))
+        ctx.dtypes = [None if part is None else part.dtype for part in (hidden, weight, bias, generate, copy)]
         objective = ((1.0 - smoothing) * nll + smoothing * spread).to(wide)
         nll = nll.to(wide)
         ctx.mark_non_differentiable(nll)
@@ -92,12 +113,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        saved = (*ctx.saved_tensors, None)[:3]
-        scaled = [
-            None if part is None else (part * gradients[0]).to(dtype)
-            for part, dtype in zip(saved, ctx.dtypes, strict=True)
-        ]
-        return *scaled, None, None, None, None
+        hidden, weight, bias, generate, copy = (
+            None if dtype is None else (part * gradients[0]).to(dtype)
+            for part, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return hidden, weight, bias, None, None, None, None, generate, copy
 
 
 def _log_of_chosen(probs: Tensor, logits: Tensor, chosen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -111,13 +131,32 @@ def _log_of_chosen(probs: Tensor, logits: Tensor, chosen: Tensor, dtype: torch.d
     return log_probs
 
 
+class Mixture(NamedTuple):
+    """Two ways to a token, each with its log-probability [tokens], in float32 at least.
+
+    generate: that the token is drawn from the vocabulary, -inf where it is not in there. copy: that it is copied, and
+    is the one wanted; -inf where nothing can be copied. A token has one way at least.
+    """
+
+    generate: Tensor
+    copy: Tensor
+
+
 def cross_entropy(
-    hidden: Tensor, head: OutputHead, targets: Tensor, *, smoothing: float = 0.0, dtype: torch.dtype | None = None
+    hidden: Tensor,
+    head: OutputHead,
+    targets: Tensor,
+    *,
+    smoothing: float = 0.0,
+    dtype: torch.dtype | None = None,
+    mixture: Mixture | None = None,
 ) -> Loss:
     """Loss of predicting `targets` [tokens] from `hidden` [tokens, model_dim] through `head`, summed over tokens.
 
     smoothing: the share of probability spread evenly over the vocabulary. dtype: of the matrix products and of the
-    softmax's result, hidden's unless given. Edge case: no tokens give a loss of 0.
+    softmax's result, hidden's unless given. mixture: a token's probability is exp(generate) * that of the head's
+    softmax + exp(copy) (See et al. 2017, eq. 9); smoothing then goes on spreading over the head's softmax alone. Edge
+    case: no tokens give a loss of 0.
 
     Numerics: in bfloat16 the gradient is as good as autocast's. A token's reported loss then carries two roundings of
     1/512 each, of its probability (at most 0.004 nats) and of its logit (at most 1/256 of the largest logit); both
@@ -132,16 +171,26 @@ def cross_entropy(
         problems.append(f"targets has shape {tuple(targets.shape)}, expected {tuple(hidden.shape[:1])}")
     if targets.dtype != torch.int64:
         problems.append(f"targets is {targets.dtype}, expected torch.int64: ids below {vocab}")
+    for name, part in ({} if mixture is None else mixture._asdict()).items():
+        if part.shape != targets.shape:
+            problems.append(f"mixture.{name} has shape {tuple(part.shape)}, expected {tuple(targets.shape)}")
     if problems:
         raise ShapeError("cross_entropy: " + "; ".join(problems))
     if not 0.0 <= smoothing < 1.0:
         raise ConfigError(f"cross_entropy: smoothing is {smoothing}, expected at least 0 and below 1")
     learns = torch.is_grad_enabled() and any(
-        part is not None and part.requires_grad for part in (hidden, head.weight, head.bias)
+        part is not None and part.requires_grad for part in (hidden, head.weight, head.bias, *(mixture or ()))
     )
     with torch.autocast(hidden.device.type, enabled=False):
         objective, nll = _ChunkedCrossEntropy.apply(
-            hidden, head.weight, head.bias, targets, smoothing, dtype or hidden.dtype, learns
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
+            smoothing,
+            dtype or hidden.dtype,
+            learns,
+            *(mixture or (None, None)),
         )
     return Loss(objective, nll)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from regard.attention.attend import attend
 from regard.attention.modifiers import ALiBi, RelativeBias, SoftCap
 from regard.attention.rotary import Rotary
-from regard.attention.scores import Additive, Bilinear, Cosine, Dot, LocationAware, ScaledDot, Score
+from regard.attention.scores import Additive, Bilinear, Cosine, CoverageAware, Dot, LocationAware, ScaledDot, Score
 from regard.errors import ConfigError, ShapeError
 
 BATCH, HEADS, QUERY_LEN, KEY_LEN, DIM, OTHER = 2, 3, 5, 7, 11, 13
@@ -63,13 +63,17 @@ def test_scores_are_their_formulas() -> None:
         first = (summed[:, :, :1] + located(previous[:, :, :1], taps, location)).tanh()
         step = LocationAware(vector, taps, location, previous[:, :, :1])
         torch.testing.assert_close(step.similarity(query[:, :, :1], key), torch.einsum("bhqkd,hd->bhqk", first, vector))
+    for weight in (location[:, 0], normal(HEADS, DIM, seed=1)):
+        weighed = previous[..., None] * weight[:, None, None]
+        aware_of_it = CoverageAware(one, weight, previous)
+        cases.append((aware_of_it, key, torch.einsum("bhqkd,d->bhqk", (summed + weighed).tanh(), one[0])))
     for score, keys, wanted in cases:
         torch.testing.assert_close(score.similarity(query, keys), wanted)
         sizes = {"batch": BATCH, "query_len": QUERY_LEN, "key_len": KEY_LEN}
         assert score.check(DIM, keys.shape[-1], heads=HEADS) == []
         assert score.check(DIM, keys.shape[-1], heads=HEADS, **sizes) == []
         pairs = score.pairs(query, keys)
-        assert (pairs is None) == isinstance(score, Additive | LocationAware)
+        assert (pairs is None) == isinstance(score, Additive | CoverageAware | LocationAware)
         if pairs is not None:
             torch.testing.assert_close(pairs.of_queries(torch.arange(QUERY_LEN)), wanted)
 
@@ -81,10 +85,11 @@ def test_a_block_of_queries_scores_as_in_the_whole(then: bool) -> None:
     score: Score = LocationAware(normal(1, 10), normal(1, NUM_FILTERS, WIDTH), normal(1, NUM_FILTERS, 10), previous)
     if then:
         score = score.then(Rotary(), SoftCap(2.0), ALiBi(), RelativeBias(normal(8, HEADS)))
-    whole = score.similarity(query, key)
     rows = torch.tensor([1, 3])
-    block = score.similarity(query[:, :, rows], key, rows + KEY_LEN - QUERY_LEN)
-    torch.testing.assert_close(block, whole[:, :, rows])
+    for one in (score, CoverageAware(normal(1, 10), normal(1, 10, seed=1), previous)):
+        whole = one.similarity(query, key)
+        block = one.similarity(query[:, :, rows], key, rows + KEY_LEN - QUERY_LEN)
+        torch.testing.assert_close(block, whole[:, :, rows])
 
 
 def test_gradients_reach_every_parameter() -> None:
@@ -99,6 +104,7 @@ def test_gradients_reach_every_parameter() -> None:
         (Cosine(heat), [heat]),
         (Additive(vector), [vector]),
         (LocationAware(vector, filters, location, previous), [vector, filters, location, previous]),
+        (CoverageAware(vector, location[:, 0], previous), [vector, location, previous]),
     ]
     for score, learned in scores:
         inputs = [query, key, *learned]
@@ -149,6 +155,11 @@ def test_a_score_says_what_does_not_fit() -> None:
         "LocationAware.vector has shape (2, 5), expected (3 or 1, 5)",
         "LocationAware.filters has shape (3, 4, 6), expected (3 or 1, num_filters, an odd width)",
         "LocationAware.previous has shape (2, 3, 1), expected (batch, 3, query_len, key_len)",
+    ]
+    covering = CoverageAware(normal(1, 5), normal(2, 5), normal(2, 3, 2, 7))
+    assert covering.check(5, 5, heads=3, batch=2, query_len=3, key_len=7) == [
+        "CoverageAware.weight has shape (2, 5), expected (3 or 1, 5)",
+        "CoverageAware.covered has shape (2, 3, 2, 7), expected (2, 3, 3, 7)",
     ]
     aware = LocationAware(normal(1, 5), normal(3, 4, 7), normal(1, 2, 5), normal(2, 3, 2, 7))
     assert aware.check(5, 5, heads=3, batch=2, query_len=3, key_len=7) == [

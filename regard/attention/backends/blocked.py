@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from regard.attention.backends.call import Attended, Call
 from regard.attention.observation import Observation, joined, observe_materialised
-from regard.attention.scores import Additive, LocationAware
+from regard.attention.scores import Additive, CoverageAware, LocationAware
 
 BLOCK_ELEMENTS = 2**22  # of scores held at once, 16 MiB in float32
 BLOCKED_FROM = 2**24  # elements of a call's scores; fewer are quicker held at once, their gradients computed from them
@@ -54,7 +54,7 @@ class Blocked:
 
 def _elements_of_a_score(call: Call) -> int:
     """How many numbers are held at once to make one score."""
-    return call.key.shape[-1] if isinstance(call.score, Additive | LocationAware) else 1
+    return call.key.shape[-1] if isinstance(call.score, Additive | CoverageAware | LocationAware) else 1
 
 
 def _block(call: Call, query: Tensor, key: Tensor, value: Tensor, begin: int, num_rows: int) -> Attended:

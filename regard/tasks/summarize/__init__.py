@@ -1,0 +1,1 @@
+"""Summarization: a document becomes a few words, some of them copied from it."""
