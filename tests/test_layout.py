@@ -149,7 +149,7 @@ def test_an_import_along_the_order_is_left_alone(line: str) -> None:
 
 def run_python(program: str) -> str:
     """What a fresh interpreter prints; fails with its errors when it fails."""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

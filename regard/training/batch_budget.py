@@ -20,7 +20,7 @@ from torch import nn
 from regard.data.batches import Batch, BatchStream, Position
 from regard.errors import ConfigError, TrainingError
 from regard.training.disk import write_atomically
-from regard.training.memory import Meter, lacks_memory, meter
+from regard.training.memory import Meter, keep_few_kernels, lacks_memory, meter
 from regard.training.objective import Loss
 
 LARGEST = 65_536  # tokens; past it no device gains, and every update comes to cost too much
@@ -96,6 +96,7 @@ def find_batch_tokens(
     with its part of the CPU's memory.
     Raises: ConfigError when not even the smallest fits.
     """
+    keep_few_kernels()
     model.to(device)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     memory = meter(device, SHARE, processes)

@@ -41,6 +41,11 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launch:
     missing = [name for name in MEETING_PLACE if name not in environment]
     if launch.size > 1 and missing:
         raise ConfigError(f"the environment says {told}, but not {missing[0]}; start processes with torchrun")
+    port = environment.get("MASTER_PORT", "")
+    if launch.size > 1 and not (port.isdecimal() and int(port) < 1 << 16):
+        raise ConfigError(
+            f"the environment says MASTER_PORT={port}, expected 0 to 65535; start processes with torchrun"
+        )
     return launch
 
 

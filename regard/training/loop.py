@@ -26,6 +26,7 @@ from regard.training.attention_monitor import AttentionMonitor, RealQueries
 from regard.training.averaging import MovingAverage, mean_of
 from regard.training.checkpoint import Checkpoints, Saved
 from regard.training.config import TrainingConfig
+from regard.training.memory import keep_few_kernels
 from regard.training.monitor import Metrics, NoMetrics, Silent, Watcher
 from regard.training.optimizer import state_tensors
 from regard.training.parallel import Objective, spread
@@ -90,6 +91,7 @@ class Trainer:
         persistent = set(model.state_dict()) & {name for name, _ in model.named_buffers()}
         assert not persistent, f"checkpoints and averages hold parameters, not the trained buffers {sorted(persistent)}"
         check_parts(config.accumulate, world)
+        keep_few_kernels()
         self.world = world
         self.device = torch.device(device)
         self.model = model
@@ -108,7 +110,14 @@ class Trainer:
         self.spread = spread(model, objective, config.parallel, world, self.device)
         self.trained = self.spread.trained
         self.updates = Updates(
-            self.spread, config, self.attention, seed=seed, world=world, device=self.device, said=said
+            self.spread,
+            config,
+            self.attention,
+            seed=seed,
+            wanted=folder / "pieces.json",
+            world=world,
+            device=self.device,
+            said=said,
         )
         self.average = None if config.ema_decay is None else MovingAverage(self.trained, config.ema_decay)
         self.stop = StopRequest()
@@ -305,6 +314,7 @@ class Trainer:
         """Takes up the newest checkpoint; returns the size of the metrics file that belongs to it."""
         saved = self.checkpoints.newest()
         if saved is None:
+            self.updates.go_on_with(1)
             return 0
         state = saved.state
         if state.get("version") != STATE_VERSION:
@@ -323,7 +333,7 @@ class Trainer:
         self.best_step, self.best_score = state["best"]
         self.failures = state["failures"]
         self.attention.load_state(state["attention"])
-        self.updates.pieces = self.updates.settled = state["pieces"]
+        self.updates.go_on_with(state["pieces"])
         self._keep_numerics(state["numerics"])
         size: int = state["metrics_size"]
         return size

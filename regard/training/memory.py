@@ -13,6 +13,10 @@ from typing import Protocol
 import torch
 
 KILOBYTE = 1024  # what Linux calls kB
+# oneDNN, which convolves on the CPU and multiplies bfloat16 there, keeps a kernel for every shape that it meets, up to
+# 1,024. Batches are ever differently shaped: few kernels are met again, and all take memory.
+KERNELS_KEPT = 64
+KERNEL_SETTINGS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")  # a user's own counts
 
 
 class Meter(Protocol):
@@ -64,6 +68,12 @@ class CudaMemory:
         work()
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
+
+
+def keep_few_kernels() -> None:
+    """Has oneDNN keep `KERNELS_KEPT` kernels in this process; without effect once it has begun to compute."""
+    if not any(name in os.environ for name in KERNEL_SETTINGS):
+        os.environ[KERNEL_SETTINGS[0]] = str(KERNELS_KEPT)
 
 
 def resident_bytes() -> int:

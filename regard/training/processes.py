@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +27,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from regard.errors import ConfigError, Interrupted, OfOneProcess, RegardError, ToldByFirst, TrainingError
-from regard.training.launch import launched
+from regard.training.launch import MEETING_PLACE, launched
 
-# How long a process waits for another one: more than any validation takes. One that is gone is noticed at once where
-# its machine says so; where a machine falls silent, torchrun's agents notice after some seconds.
+# How long a process waits for another one that it has met: more than any validation takes. One that is gone is noticed
+# at once where its machine says so; where a machine falls silent, torchrun's agents notice after some seconds.
 PATIENCE = timedelta(hours=1)
+# Of one that is gone before they have met nobody says anything. All begin together, so that they meet within the time
+# in which they import; and those that have met connect at once.
+MEETING_PATIENCE = timedelta(minutes=8)
+CONNECTING_PATIENCE = timedelta(minutes=2)
+ATTEMPT = timedelta(seconds=10)  # to reach the place where they meet; a signal is heard between two attempts
+LOOK_SECONDS = 0.05  # how often a process looks whether the others are there
 
 # What torch's exchanges say when nobody answers; they raise plain RuntimeErrors, too.
 SILENCE = re.compile(
@@ -39,6 +47,7 @@ SILENCE = re.compile(
 )
 SOURCE = re.compile(r"\[[^][]*\.cc:\d+\]")  # where in its own code, at the head of its words
 SHOWN_CHARACTERS = 120  # of torch's own words
+SHOWN_PROCESSES = 5  # that did not come
 
 Result = TypeVar("Result")
 
@@ -165,7 +174,7 @@ def is_silence(error: BaseException) -> bool:
 
 
 def _join(world: World) -> None:
-    """Waits until every process of the run is there."""
+    """Waits until every process of the run is there. Raises: ConfigError, TrainingError when one does not come."""
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
         if world.local_rank >= gpus:
@@ -175,10 +184,81 @@ def _join(world: World) -> None:
             )
         torch.cuda.set_device(world.local_rank)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    store, _, _ = next(iter(dist.rendezvous("env://", world.rank, world.size, timeout=PATIENCE)))
-    # Started again by torchrun, processes may find in its store where their dead predecessors were to be reached.
-    store = dist.PrefixStore(f"regard-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
+    deadline = time.monotonic() + MEETING_PATIENCE.total_seconds()
+    store = _reached(world, deadline)
+    store = dist.PrefixStore(f"regard/{_meeting(store, world, deadline)}", store)
+    store.set_timeout(CONNECTING_PATIENCE)
+    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=CONNECTING_PATIENCE)
+    dist.distributed_c10d._set_pg_timeout(PATIENCE)
+
+
+def _reached(world: World, deadline: float) -> dist.Store:
+    """The store that all processes of the run see, of torchrun's first agent or else of the first process.
+
+    Raises: torch's error when it cannot be reached before `deadline` (time.monotonic).
+    """
+    host, port = (os.environ[name] for name in MEETING_PLACE)
+    is_server = world.is_first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    while True:
+        left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+        try:
+            return dist.TCPStore(
+                host, int(port), None, is_server, min(left, ATTEMPT), wait_for_workers=False, multi_tenant=True
+            )
+        except dist.DistNetworkError:
+            if is_server or time.monotonic() > deadline:
+                raise
+
+
+def _meeting(store: dist.Store, world: World, deadline: float) -> str:
+    """A name that the processes that are alive now have in common, and none of their predecessors had.
+
+    When torchrun starts processes again they find its store as their predecessors have left it, with entries of dead
+    ones, and its agents do not count restarts alike. So each process asks under a new name of its own; the first one
+    answers whoever asks, dead or alive, with the meeting's name; and when every place has read it, all go on.
+
+    Raises: TrainingError when one does not come before `deadline` (time.monotonic).
+    """
+    mine, among = secrets.token_hex(8), f"meeting of {world.size}"
+    if not world.is_first:
+        store.set(f"{among}/asks/{world.rank}", mine)
+        _await(store, f"{among}/answers/{mine}", deadline, world)
+        name = store.get(f"{among}/answers/{mine}").decode()
+        store.set(f"{among}/{name}/{world.rank}", "here")
+        _await(store, f"{among}/{name}/all", deadline, world)
+        return name
+    missing = set(range(1, world.size))
+    while missing:
+        asking = [rank for rank in missing if store.check([f"{among}/asks/{rank}"])]
+        for rank in asking:
+            store.set(f"{among}/answers/{store.get(f'{among}/asks/{rank}').decode()}", mine)
+        missing -= {rank for rank in asking if store.check([f"{among}/{mine}/{rank}"])}
+        if missing:
+            _wait_a_little(deadline, missing, world)
+    store.set(f"{among}/{mine}/all", "here")
+    return mine
+
+
+def _await(store: dist.Store, key: str, deadline: float, world: World) -> None:
+    """Returns when `key` is in the store. Raises: TrainingError when it is not before `deadline`."""
+    while not store.check([key]):
+        _wait_a_little(deadline, set(), world)
+
+
+def _wait_a_little(deadline: float, missing: Collection[int], world: World) -> None:
+    """Raises: TrainingError after `deadline`. missing: who is known not to have come."""
+    time.sleep(LOOK_SECONDS)
+    if time.monotonic() <= deadline:
+        return
+    who = ", ".join(f"{rank + 1}" for rank in sorted(missing)[:SHOWN_PROCESSES])
+    more = f" and {len(missing) - SHOWN_PROCESSES} more" if len(missing) > SHOWN_PROCESSES else ""
+    told = f"process{'es' if len(missing) > 1 else ''} {who}{more} of {world.size} did not come"
+    told = told if missing else "the other processes did not all come"
+    minutes = MEETING_PATIENCE.total_seconds() / 60
+    raise TrainingError(
+        f"{told} within {minutes:.3g} minutes; its own message, if any, says why; run the same command to go on from"
+        " the last checkpoint"
+    )
 
 
 def _located(error: RegardError, world: World) -> RegardError:

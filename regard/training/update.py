@@ -7,10 +7,12 @@ the losses of the pieces add up to the batch's.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from regard.data.batches import Batch
 from regard.errors import TrainingError
 from regard.training.attention_monitor import AttentionMonitor, Look
 from regard.training.config import TrainingConfig
+from regard.training.disk import write_atomically
 from regard.training.memory import lacks_memory
 from regard.training.objective import Loss
 from regard.training.optimizer import adamw
@@ -50,7 +53,8 @@ class Updates:
     """Takes the updates of one run.
 
     spread: the model as the processes share it. seed: of dropout. pieces: how many pieces every batch is taken in; it
-    doubles when memory runs out and never falls, and checkpoints keep it.
+    doubles when memory runs out and never falls, and checkpoints keep it. wanted: the file that says so to the next
+    start of the run, where this one cannot begin an update anew.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Updates:
         attention: AttentionMonitor,
         *,
         seed: int,
+        wanted: Path,
         world: World,
         device: torch.device,
         said: Callable[[str], None],
@@ -68,6 +73,7 @@ class Updates:
         self.config = config
         self.attention = attention
         self.seed = seed
+        self.wanted = wanted
         self.world = world
         self.device = device
         self.said = said
@@ -75,6 +81,10 @@ class Updates:
         self.pieces = 1
         self.settled = 1  # pieces that all processes have agreed on
         self._exchanging = False  # other processes are in the midst of this one's forward or backward pass
+
+    def go_on_with(self, pieces: int) -> None:
+        """Takes batches in as many pieces as before, or as the former start of this run has found to be needed."""
+        self.pieces = self.settled = max(pieces, self.world.first(self._asked_for))
 
     def take(self, step: int, parts: Sequence[tuple[int, Batch]], dtype: torch.dtype) -> Outcome:
         """Update number `step`, counted from 1. parts: this process's batches, each with its number in the update.
@@ -127,7 +137,7 @@ class Updates:
                 if not lacks_memory(error):
                     raise
                 reason = " ".join(str(error).split()) or type(error).__name__
-            self._make_room(step, max(len(piece) for _, _, piece in pieces), reason)
+            self._make_room(step, limit, reason)
 
     def _attempt(
         self, step: int, pieces: Sequence[tuple[int, int, Batch]], dtype: torch.dtype, share: float
@@ -152,17 +162,27 @@ class Updates:
         seed_dropout(self.seed, step, number, place)
         return self.spread.loss(piece, dtype)
 
-    def _make_room(self, step: int, largest: int, reason: str) -> None:
-        """Cuts every batch into twice as many pieces. largest: rows of the largest piece so far."""
-        remedy = f"start another run with a lower data.batch.batch_tokens ({reason})"
+    def _make_room(self, step: int, limit: int, reason: str) -> None:
+        """Cuts every batch into twice as many pieces, `limit` at most. Raises: TrainingError where that cannot be."""
+        other = f"start another run with a lower data.batch.batch_tokens ({reason})"
+        if self.pieces >= limit:
+            raise TrainingError(f"step {step}: out of memory with a single row of a batch; {other}")
         if self._exchanging:
-            raise TrainingError(f"step {step}: out of memory amid an exchange with the other processes; {remedy}")
-        if largest == 1:
-            raise TrainingError(f"step {step}: out of memory with a single row of a batch; {remedy}")
+            write_atomically(self.wanted, lambda file: file.write(json.dumps(2 * self.pieces).encode()))
+            same = f"run the same command to go on with every batch in {2 * self.pieces} pieces"
+            what = "out of memory amid an exchange with the other processes, which cannot begin anew"
+            raise TrainingError(f"step {step}: {what}; {same}, or {other}")
         self.optimizer.zero_grad(set_to_none=True)
         self.pieces *= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _asked_for(self) -> int:
+        """How many pieces the former start of this run has asked for; 1 where it has not."""
+        try:
+            return int(json.loads(self.wanted.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return 1
 
     def _settle(self, step: int, pieces: int) -> None:
         """All processes take as many pieces as the one with the least memory."""

@@ -178,6 +178,7 @@ def interpret(calls: list[dict[str, Any]]) -> dict[str, str | None]:
         capture_output=True,
         text=True,
         env=environment,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     found: dict[str, str | None] = json.loads(done.stdout)

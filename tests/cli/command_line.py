@@ -59,10 +59,10 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, env=environment, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def run_process(*arguments: object, stdin: bytes = b"") -> Done:
+def run_process(*arguments: object, stdin: bytes = b"", limit_seconds: float = 240.0) -> Done:
     """`regard` in a process of its own, to its end."""
     process = start(*arguments, stdin=subprocess.PIPE)
-    out, err = process.communicate(stdin, timeout=300)
+    out, err = process.communicate(stdin, timeout=limit_seconds)
     return Done(process.returncode, out.decode(), err.decode())
 
 

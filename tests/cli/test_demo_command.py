@@ -86,7 +86,7 @@ def test_ctrl_c_says_that_it_starts_anew(tmp_path: Path) -> None:
         while not (tmp_path / "demo" / "run" / "metrics.jsonl").exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, b"")
     assert err.decode().splitlines()[-1] == "regard: the demo was stopped; the same command starts it anew"
 
@@ -94,7 +94,7 @@ def test_ctrl_c_says_that_it_starts_anew(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_whole_demo_reaches_its_figures(tmp_path: Path, seed: int) -> None:
-    done = run_process("demo", "--json", "--seed", seed, "--out", tmp_path / "demo")
+    done = run_process("demo", "--json", "--seed", seed, "--out", tmp_path / "demo", limit_seconds=1800.0)
     assert done.status == 0, done.err
     found = json.loads(done.out)
     assert found["num_held_out"] >= 1_000

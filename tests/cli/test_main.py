@@ -50,7 +50,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         f"import sys; from regard.cli.main import run; status = run({arguments}); "
         f"loaded = sorted({set(HEAVY)} & {{*sys.modules}}); sys.exit(f'loads {{loaded}}' if loaded else status)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -47,7 +47,7 @@ def test_a_killed_worker_is_started_again_and_the_run_ends_as_one_process_ends_i
     while launcher.poll() is None and not (run / "checkpoints" / "step-000000004").is_dir():
         time.sleep(0.05)
     os.kill(workers_of(launcher)["1"], signal.SIGKILL)
-    out, err = (text.decode() for text in launcher.communicate(timeout=300))
+    out, err = (text.decode() for text in launcher.communicate(timeout=240))
     assert launcher.returncode == 0, err
     [line] = [line for line in err.splitlines() if line.startswith("regard: error:")]
     assert "another process of this run has ended or cannot be reached" in line

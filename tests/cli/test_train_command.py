@@ -117,12 +117,12 @@ def test_killed_and_interrupted_anywhere_it_ends_as_if_undisturbed(trained: Trai
         wait_until_it_trains(folder, process, before=number)
         time.sleep(instants.uniform(0.0, 0.8))
         process.send_signal(how)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=120)
         assert process.returncode in {signal.SIGKILL: (-9, 0), signal.SIGINT: (130, 0)}[how], err.decode()
         assert out == b"" or process.returncode == 0
         assert "Traceback" not in err.decode()
     process = start("train", trained.recipe, "--run", folder)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     for name in ("model/model.safetensors", "model/tokenizer.json", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (trained.run / name).read_bytes(), name
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_with_130_and_can_be_resumed(trained: Trained, tmp_path: Pat
     while process.poll() is None and not list(checkpoints.glob("step-*[0-9]")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, b"")
     last = err.decode().splitlines()[-1]
     stopped = re.match(r"regard: stopped after step (\d+);", last)

@@ -90,10 +90,10 @@ def test_a_reader_that_leaves_early_is_no_error(trained: Trained, tmp_path: Path
     with start("translate", trained.model, "--file", tmp_path / "many.txt", "--beam-size", "1") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        head = subprocess.run(["head", "-n", "1"], stdin=process.stdout, capture_output=True, timeout=300, check=True)
+        head = subprocess.run(["head", "-n", "1"], stdin=process.stdout, capture_output=True, timeout=120, check=True)
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=120) == 0
     assert head.stdout.decode() == TARGETS[0] + "\n"
 
 

@@ -61,7 +61,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.start()
         yield Server(f"http://127.0.0.1:{running.server_port}", contents, asked)
         running.shutdown()
-        thread.join()
+        thread.join(60)
 
 
 def test_fetches_unpacks_and_evens_out_line_separators(server: Server, tmp_path: Path) -> None:

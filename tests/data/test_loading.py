@@ -198,7 +198,7 @@ def test_signals_that_are_meant_for_the_run_do_not_end_workers() -> None:
     next(batches)
     for pid in children():
         # From a process that is not the parent, as a scheduler does.
-        subprocess.run(["/bin/sh", "-c", f"kill -TERM {pid}; kill -INT {pid}"], check=True)
+        subprocess.run(["/bin/sh", "-c", f"kill -TERM {pid}; kill -INT {pid}"], check=True, timeout=60)
     time.sleep(0.5)
     assert len(children()) == 2
     assert len(list(batches)) == 399

@@ -211,6 +211,7 @@ def test_training_repeats_exactly_in_another_process(kind: str) -> None:
             check=True,
             cwd=root,
             env={"PYTHONPATH": str(root), "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": seed},
+            timeout=120,
         )
         assert done.stdout.strip() == here
     assert Tokenizer.train(TEXTS[1:], config).fingerprint() != here

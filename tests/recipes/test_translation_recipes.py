@@ -13,7 +13,7 @@ from regard.tasks.recipe import differences, plain, read_yaml, validated, with_o
 from regard.tasks.translate.recipe import TranslateRecipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes" / "translate"
-SIZED = ("multi30k-en-de-bahdanau", "multi30k-en-de-luong", "multi30k-en-fr")
+SIZED = ("multi30k-en-de", "multi30k-en-de-bahdanau", "multi30k-en-de-luong", "multi30k-en-fr")
 FULL = "# full: "
 
 

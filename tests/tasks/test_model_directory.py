@@ -265,7 +265,9 @@ def test_weights_that_the_disk_does_not_take(tmp_path: Path) -> None:
         "try: model_directory.write(Path(sys.argv[1]), task='tiny', config={}, weights=weights, texts={})\n"
         "except TrainingError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True, timeout=120
+    )
     end = "make it writable and run the same command again"
     assert done.stdout == f"{folder}: not written, file too large; {end}\n"
     assert torch.equal(model_directory.read(folder).weights["a"], weights()["a"])

@@ -74,7 +74,7 @@ def test_the_lock_of_a_run_that_is_just_ending_is_waited_for(tmp_path: Path) -> 
         release.start()
         with run_directory.opened(tmp_path / "run", RECIPE, "x"):
             pass
-        release.join()
+        release.join(60)
 
 
 values = st.recursive(
@@ -114,7 +114,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         wait = "another process is training here; wait for it, or give another --run"
         assert str(raised.value) == f"{tmp_path}: {wait}"
         holder.kill()  # however it ends, the directory is free then
-        holder.wait()
+        holder.wait(60)
     with run_directory.opened(tmp_path, {"a": 1}, "x"):
         pass
 

@@ -6,12 +6,15 @@ import dataclasses
 import faulthandler
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,17 +25,21 @@ from tiny_run import CONFIG, tiny_trainer
 
 from regard.data.corpus import Corpus
 
+# Seconds in which a run of some ten updates must have ended, on a machine however busy.
+LIMIT = 120.0
+LOOK_SECONDS = 0.02
+
 
 class Children:
-    """Runs orders in processes forked from one server; at most one run at a time, of one or more processes."""
+    """Runs orders in processes forked from one server; at most one run at a time, of one or more processes.
+
+    A run that does not end in `LIMIT` is killed, and the server with it; the next order has a new one.
+    """
 
     def __init__(self, corpus: Path) -> None:
         """corpus: the folder of a prepared corpus, for the server to try itself on."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "error", __file__, str(corpus)]
-        self.server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self.command = [sys.executable, "-W", "error", __file__, str(corpus)]
+        self.server: subprocess.Popen[bytes] | None = None
 
     def start(self, folder: Path, **order: Any) -> int:
         """Begins a run; returns its process id."""
@@ -68,22 +75,41 @@ class Children:
         return [(status, lines[-1] if lines else "") for status, lines in zip(statuses, said, strict=True)]
 
     def close(self) -> None:
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.close()
-        self.server.stdout.close()
-        self.server.wait(20)
+        """Ends the server and all that it has started."""
+        if self.server is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.server.pid, signal.SIGKILL)
+            self.server.communicate()
+            self.server = None
 
     def _ask(self, order: dict[str, Any]) -> None:
+        if self.server is None:
+            self.server = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+                start_new_session=True,  # its process group is all that there is to kill
+            )
         assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
+        self.server.stdin.write(json.dumps(order).encode() + b"\n")
 
     def _answer(self) -> str:
+        assert self.server is not None
         assert self.server.stdout is not None
-        answer = self.server.stdout.readline()
-        assert answer, "the server ended"
-        return answer
+        answer, end = b"", time.monotonic() + LIMIT
+        try:
+            while not answer.endswith(b"\n"):
+                ready, _, _ = select.select([self.server.stdout], [], [], max(end - time.monotonic(), 0.0))
+                assert ready, f"a run did not end in {LIMIT:.0f} seconds"
+                read = self.server.stdout.read(4096)
+                assert read, "the server ended"
+                answer += read
+        except BaseException:  # also the end of a test's time
+            self.close()
+            raise
+        return answer.decode()
 
 
 def said_by(folder: Path, rank: int = 0) -> str:
@@ -93,6 +119,7 @@ def said_by(folder: Path, rank: int = 0) -> str:
 
 def serve(corpus: str) -> None:
     """Reads an order, answers with the process ids; reads a line, answers with the wait statuses."""
+    parent = os.getppid()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:  # a run before the forks, for what is imported at its first use
         tiny_trainer(Corpus.open(corpus), Path(scratch), dataclasses.replace(CONFIG, max_steps=2)).run()
@@ -114,7 +141,21 @@ def serve(corpus: str) -> None:
                 os._exit(_in_child(order, rank))
         print(children, flush=True)
         sys.stdin.readline()  # until it is asked for, an ended child keeps its number, so that no kill meets another
-        print([os.waitpid(child, 0)[1] for child in children], flush=True)
+        print(_statuses(children, parent), flush=True)
+
+
+def _statuses(children: list[int], parent: int) -> list[int]:
+    """How each has ended. Where the tests that ask are gone, nobody does, and all end."""
+    found: dict[int, int] = {}
+    while len(found) < len(children):
+        for child in set(children) - set(found):
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                found[child] = status
+        if os.getppid() != parent:
+            os.killpg(0, signal.SIGKILL)
+        time.sleep(LOOK_SECONDS)
+    return [found[child] for child in children]
 
 
 def _in_child(order: dict[str, Any], rank: int) -> int:

@@ -8,8 +8,10 @@ import json
 import mmap
 import os
 import resource
+import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from regard.data.batches import Batch, BatchStream
 from regard.errors import RegardError
 from regard.tasks import model_directory
-from regard.training import checkpoint_folder, disk
+from regard.training import checkpoint_folder, disk, processes
 from regard.training.objective import Loss
 from regard.training.processes import World, opened
 
@@ -36,8 +38,13 @@ def run(order: dict[str, Any]) -> int:
     be larger. memory: [place, rows], of the most rows that the forward or the backward pass has memory for. breathe:
     seconds that a validation takes more. workers: processes that load data. flush: whether the disk is really waited
     for, as always outside tests; what a kill leaves does not depend on it. model: of `models`. disturbed: of several
-    processes, the one that the disturbances are meant for.
+    processes, the one that the disturbances are meant for. absent: one that is killed before they meet. patience:
+    seconds that they wait for each other until then.
     """
+    if "absent" in order and os.environ.get("RANK") == str(order["absent"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "patience" in order:
+        processes.MEETING_PATIENCE = timedelta(seconds=order["patience"])
     if not order.get("flush"):
         os.fsync = lambda descriptor: None  # type: ignore[assignment]
     try:

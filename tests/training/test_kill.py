@@ -307,6 +307,6 @@ def test_another_process_altogether(children: Children, runs: Path, undisturbed:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     for order, expected in (({"signals": ["objective", 30, [int(signal.SIGKILL)]]}, -signal.SIGKILL), ({}, 0)):
         command = [sys.executable, "-W", "error", "-c", program % order]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
         assert finished.returncode == expected, finished.stderr
     assert differences(undisturbed, folder) == []

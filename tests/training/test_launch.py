@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,7 @@ import torch.distributed as dist
 
 from regard.errors import ConfigError, OfOneProcess, TrainingError
 from regard.training.launch import Launch, is_first, launched, num_on_this_machine
-from regard.training.processes import World, check_parts, is_silence, lost, opened
+from regard.training.processes import World, _meeting, check_parts, is_silence, lost, opened
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29"}
 
@@ -30,6 +33,8 @@ def test_the_environment_says_which_process_it_is() -> None:
         ({"RANK": "5"}, "RANK=5, WORLD_SIZE=5, LOCAL_RANK=1, expected a rank below the size"),
         ({"RANK": "two"}, "RANK=two, WORLD_SIZE=5, LOCAL_RANK=1, expected numbers"),
         ({"MASTER_PORT": None}, "RANK=3, WORLD_SIZE=5, LOCAL_RANK=1, but not MASTER_PORT"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000, expected 0 to 65535"),
+        ({"MASTER_PORT": "-1"}, "MASTER_PORT=-1, expected 0 to 65535"),
     ],
 )
 def test_an_environment_that_makes_no_sense(change: dict[str, str | None], expected: str) -> None:
@@ -53,7 +58,9 @@ def test_the_first_one_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_speaks_is_known_without_torch() -> None:
     program = "import sys, regard.training.launch; print('torch' in sys.modules)"
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root, timeout=120
+    )
     assert done.stdout == "False\n"
 
 
@@ -113,3 +120,63 @@ def test_how_many_share_this_machine() -> None:
     assert num_on_this_machine({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}) == 2
     assert num_on_this_machine(TORCHRUN) == 5, "all of them, where nobody says"
     assert num_on_this_machine({**TORCHRUN, "LOCAL_WORLD_SIZE": "many"}) == 5
+
+
+# -- how they meet -----------------------------------------------------------------------------------------------------
+
+
+def meet(store: dist.Store, ranks: Sequence[int], size: int, seconds: float = 60.0) -> dict[int, str]:
+    """What each of the processes, here threads, finds as their meeting's name, or the error that it meets."""
+    found: dict[int, str] = {}
+
+    def work(rank: int) -> None:
+        try:
+            found[rank] = _meeting(store, World(rank, size), time.monotonic() + seconds)
+        except TrainingError as error:
+            found[rank] = f"error: {error}"
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(2 * seconds)
+    return found
+
+
+def test_they_agree_on_a_name_that_nobody_had_before() -> None:
+    store, names = dist.HashStore(), []
+    for size in (3, 3, 2, 3):  # each time among what the former ones have left
+        found = meet(store, range(size), size)
+        assert len(found) == size
+        [name] = set(found.values())
+        names.append(name)
+    assert len(set(names)) == 4
+    assert not any(name.startswith("error") for name in names)
+
+
+def test_what_the_dead_have_left_misleads_nobody() -> None:
+    """The first one is killed while it waits, then the others; each time the rest would have met the dead."""
+    store = dist.HashStore()
+    for ranks in ((0, 2), (1, 2), (0, 1), (1,), (0,)):
+        assert all(told.startswith("error") for told in meet(store, ranks, 3, seconds=0.3).values())
+    [name] = set(meet(store, range(3), 3).values())
+    assert not name.startswith("error")
+
+
+def test_one_that_comes_late_is_waited_for() -> None:
+    store = dist.HashStore()
+    late: dict[int, str] = {}
+    timer = threading.Timer(0.5, lambda: late.update(meet(store, [1], 3)))
+    timer.start()
+    found = meet(store, [0, 2], 3)
+    timer.join(60)
+    assert found[0] == found[2] == late[1]
+
+
+def test_who_does_not_come_is_named() -> None:
+    found = meet(dist.HashStore(), [0, 2], 4, seconds=0.3)
+    rest = "within 8 minutes; its own message, if any, says why; run the same command to go on from the last checkpoint"
+    assert found[0] == f"error: processes 2, 4 of 4 did not come {rest}"
+    assert found[2] == f"error: the other processes did not all come {rest}"
+    found = meet(dist.HashStore(), [0], 9, seconds=0.3)
+    assert "processes 2, 3, 4, 5, 6 and 3 more of 9 did not come" in found[0]

@@ -378,7 +378,7 @@ def test_outside_the_main_thread_signals_are_left_alone(corpus: Corpus, tmp_path
     config = replace(CONFIG, max_steps=4)
     thread = threading.Thread(target=lambda: found.append(tiny_trainer(corpus, tmp_path, config).run()))
     thread.start()
-    thread.join()
+    thread.join(120)
     assert found[0].step == 4
 
 

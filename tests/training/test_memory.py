@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from regard.training.memory import (
+    KERNEL_SETTINGS,
     ProcessMemory,
     available_bytes,
     lacks_memory,
@@ -102,3 +106,34 @@ def test_what_lack_of_memory_looks_like() -> None:
     assert lacks_memory(MemoryError())
     assert not lacks_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lacks_memory(ValueError("out of memory"))
+
+
+PROGRAM = """
+import os
+import torch
+from regard.training.memory import keep_few_kernels
+
+keep_few_kernels()
+layer = torch.nn.Conv1d(8, 8, 3)
+for length in [*range(64, 64 + 80), 64]:
+    layer(torch.ones(4, 8, length))
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(("own", "forgotten"), [({}, True), ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "1024"}, False)])
+def test_few_kernels_are_kept_unless_somebody_has_said_how_many(own: dict[str, str], forgotten: bool) -> None:
+    """After 80 lengths the kernel of the first one is made anew."""
+    environment = {name: value for name, value in os.environ.items() if name not in KERNEL_SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROGRAM],
+        env={**environment, "ONEDNN_VERBOSE": "profile_create", "OMP_NUM_THREADS": "1", **own},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    made = [line for line in done.stdout.splitlines() if ",create:cache_" in line and ",convolution," in line]
+    assert len(made) == 81, done.stdout
+    assert ["cache_miss" in line for line in made] == [True] * 80 + [forgotten]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_real_models_and_looks_at_their_attention(children: Children, runs: Path
         assert sizes[0] == sizes[1], "a single file holds all of the model"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+@pytest.mark.parametrize("model", ["transformer", "recurrent"])
+def test_the_curves_of_real_models_over_a_hundred_steps(
+    children: Children, runs: Path, model: str, parallel: str
+) -> None:
+    order: dict[str, Any] = {"model": model, "config": {**CONFIG, "max_steps": 100, "log_every": 1}}
+    alone = runs / f"hundred {model}"
+    if not alone.exists():
+        finish(children, 1, alone, **order)
+    order["config"]["parallel"] = parallel
+    for processes in (2, 4):
+        assert_alike(alone, finish(children, processes, runs / f"hundred {model} {processes} {parallel}", **order), 100)
+
+
 # -- going on ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +180,8 @@ def test_killed_at_random_instants(children: Children, runs: Path) -> None:
     chance.seed()
     kills = 0
     while kills < 4 or not (folder / "result.json").exists():
-        processes = children.start_many(2, folder, config=CONFIG, breathe=0.02, flush=True)
+        # One that is killed before they have met is waited for in vain.
+        processes = children.start_many(2, folder, config=CONFIG, breathe=0.02, flush=True, patience=10)
         if kills < 4:
             time.sleep(float(torch.rand((), generator=chance)) * 1.5)
             for process in processes[: 1 + kills % 2]:
@@ -173,6 +190,24 @@ def test_killed_at_random_instants(children: Children, runs: Path) -> None:
         assert set(statuses) <= {0, 1, -signal.SIGKILL}, said_by(folder)
         kills += -signal.SIGKILL in statuses
     assert differences(whole, folder) == []
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_a_process_that_is_killed_before_they_have_met(children: Children, runs: Path, absent: int) -> None:
+    """Nobody can be told of its end; the others wait for some minutes, here for two seconds, and say who is missing."""
+    folder = runs / f"absent {absent}"
+    outcomes = children.run_many(3, folder, config={**CONFIG, "accumulate": 6}, absent=absent, patience=2)
+    assert outcomes[absent][0] == -signal.SIGKILL
+    for rank in {0, 1, 2} - {absent}:
+        status, said = outcomes[rank]
+        assert status == 1
+        if rank == 0:
+            assert said.startswith("TrainingError: process 2 of 3 did not come within 0.0333 minutes; its own message")
+        else:  # they meet at the first one: where it has never been, or has ended before, that is what is said
+            waited = "the other processes did not all come within|another process of this run has ended or cannot be"
+            assert re.match(rf"OfOneProcess: process {rank + 1} of 3: ({waited})", said), said
+        assert said.endswith("; run the same command to go on from the last checkpoint")
+        assert "Traceback" not in said_by(folder, rank)
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -193,18 +228,24 @@ def test_memory_that_one_process_lacks(children: Children, runs: Path) -> None:
 
 
 def test_memory_that_runs_out_amid_an_exchange(children: Children, runs: Path) -> None:
-    config = {**CONFIG, "accumulate": 2}
+    """The run cannot go on by itself, but the same command does, in pieces that fit."""
+    order = {"config": {**CONFIG, "accumulate": 2, "log_every": 1, "max_steps": 6}, "model": "without dropout"}
+    plenty = finish(children, 2, runs / "plenty amid", **order)
     for parallel, place in (("replicate", "backward"), ("shard", "forward")):
-        outcomes = children.run_many(
-            2, runs / f"amid {parallel}", config={**config, "parallel": parallel}, memory=[place, 6], disturbed=1
-        )
+        folder = runs / f"amid {parallel}"
+        order["config"] = {**order["config"], "parallel": parallel}
+        short = {**order, "memory": [place, 6], "disturbed": 1}
+        outcomes = children.run_many(2, folder, **short)
         assert [status for status, _ in outcomes] == [1, 1]
         assert outcomes[0][1].startswith(f"TrainingError: {LOST[0]}")
         said = outcomes[1][1]
         assert said.startswith("OfOneProcess: process 2 of 2: step ")
-        what = "out of memory amid an exchange with the other processes"
-        assert f": {what}; start another run with a lower data.batch.batch_tokens (" in said
+        what = "out of memory amid an exchange with the other processes, which cannot begin anew"
+        same = "run the same command to go on with every batch in 2 pieces"
+        assert f": {what}; {same}, or start another run with a lower data.batch.batch_tokens (" in said
         assert "you tried to allocate" in said
+        assert "Traceback" not in said_by(folder, 1)
+        assert_alike(plenty, finish(children, 2, folder, **short), steps=6)
 
 
 def test_what_the_first_process_finds_ends_all(children: Children, runs: Path) -> None:

@@ -227,7 +227,7 @@ def test_contexts_in_contexts_each_get_theirs() -> None:
 def test_a_thread_observes_its_own_runs() -> None:
     net = model()
     kept: dict[int, Any] = {}
-    start = threading.Barrier(3)
+    start = threading.Barrier(3, timeout=60)
 
     def work(index: int) -> None:
         with observe(net, entropy=True) as seen:
@@ -245,7 +245,7 @@ def test_a_thread_observes_its_own_runs() -> None:
         net(VECTORS)
         start.wait()
         for thread in threads:
-            thread.join()
+            thread.join(60)
     assert {index: len(seen.layers) for index, seen in kept.items()} == {1: 2, 2: 4}
 
 
@@ -255,7 +255,7 @@ def test_a_model_that_runs_in_another_thread_is_told() -> None:
     def run() -> None:
         thread = threading.Thread(target=net, args=(VECTORS,))
         thread.start()
-        thread.join()
+        thread.join(60)
 
     with pytest.raises(ObservationError, match="ran in another thread"), observe(net, entropy=True):
         run()

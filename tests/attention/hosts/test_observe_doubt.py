@@ -156,7 +156,7 @@ def test_a_run_in_a_thread_that_was_started_inside_is_told() -> None:
         net[0](VECTORS, mask=None)
         thread = threading.Thread(target=lambda: net[0](VECTORS, mask=None))
         thread.start()
-        thread.join()
+        thread.join(60)
 
     with pytest.raises(ObservationError, match="ran in another thread"), observe(net, entropy=True):
         run()
