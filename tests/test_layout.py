@@ -48,6 +48,7 @@ HEAVY = {
     "pyarrow",
     "babel",
     "num2words",
+    "PIL",
 }
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core"}
 MOST_LINES = 500

@@ -6,8 +6,12 @@ Importing this package teaches `AttentionRecord.save` the endings .html, .png, .
 
 from __future__ import annotations
 
-from regard.attention.records.record import VIEWS, WRITERS
+from collections.abc import Sequence
+from pathlib import Path
+
+from regard.attention.records.record import VIEWS, WRITERS, AttentionRecord
 from regard.lens.alignment import Link, align, alignment_error_rate, from_pharaoh, to_pharaoh
+from regard.lens.gaze import draw_gaze, looks_of, shows_picture, write_gaze_page
 from regard.lens.lines import write_lines
 from regard.lens.page import write_page
 from regard.lens.plot import Drawing, draw, plot
@@ -19,17 +23,32 @@ __all__ = [
     "align",
     "alignment_error_rate",
     "draw",
+    "draw_gaze",
     "from_pharaoh",
+    "looks_of",
     "plot",
     "to_pharaoh",
     "words_of",
+    "write_gaze_page",
     "write_lines",
     "write_page",
 ]
 
 VIEWS["alignment"] = align
 VIEWS["plot"] = plot
-WRITERS[".html"] = write_page
-WRITERS[".png"] = draw
-WRITERS[".svg"] = draw
+
+
+def _write_page(records: Sequence[AttentionRecord], path: Path) -> None:
+    about_pictures = bool(records) and all(shows_picture(record) for record in records)
+    (write_gaze_page if about_pictures else write_page)(records, path)
+
+
+def _draw(records: Sequence[AttentionRecord], path: Path) -> None:
+    about_pictures = bool(records) and all(shows_picture(record) for record in records)
+    (draw_gaze if about_pictures else draw)(records, path)
+
+
+WRITERS[".html"] = _write_page
+WRITERS[".png"] = _draw
+WRITERS[".svg"] = _draw
 WRITERS[".jsonl"] = write_lines

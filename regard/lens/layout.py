@@ -49,7 +49,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Image:
-    """A map of many cells, framed; steps: their places on the colour scale, uint8 [rows, columns]."""
+    """A map of many cells, framed; steps: their places on the colour scale, uint8 [rows, columns]; or a photograph,
+    whose red, green and blue they are, uint8 [rows, columns, 3]."""
 
     x: float
     y: float

@@ -63,7 +63,7 @@ def write_page(
         raise ObservationError(f"{path}: there is no record to show; give one or more")
     if expected is not None and len(expected) != len(records):
         raise ObservationError(f"expected: {len(expected)} alignments for {len(records)} records; give one each")
-    article, chart = Template(_asset("page_article.html")), Template(_asset("page_chart.html"))
+    article, chart = Template(asset("page_article.html")), Template(asset("page_chart.html"))
     plain, articles = [], []
     for place, record in enumerate(records):
         links = expected[place] if expected is not None else ()
@@ -81,17 +81,17 @@ def write_page(
     lead = [LEAD_WORDS] if plain else []
     lead += [LEAD_CHARTS] if len(plain) < len(records) else []
     paragraphs = [notes] if isinstance(notes, str) else list(notes)
-    style, script = _style(), _asset("page.js")
-    page = Template(_asset("page.html")).substitute(
+    style, script = _style(), asset("page.js")
+    page = Template(asset("page.html")).substitute(
         title=escape(title),
         lead=" ".join([*lead, LEAD]),
         notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in paragraphs if note),
         articles="".join(articles),
-        data=_embedded({"steps": STEPS, "records": plain}),
+        data=embedded({"steps": STEPS, "records": plain}),
         style=style,
         script=script,
-        style_hash=_digest(style),
-        script_hash=_digest(script),
+        style_hash=digest(style),
+        script_hash=digest(script),
         image_source=" data:" if len(plain) < len(records) else " 'none'",
     )
     # A text may hold half of a surrogate pair, which UTF-8 cannot: it becomes a question mark.
@@ -125,13 +125,14 @@ def _units(grouping: Grouping) -> list[list[Any]]:
     return [[label, *span] for label, span in zip(grouping.axis.tokens, grouping.axis.spans, strict=True)]
 
 
-def _embedded(data: dict[str, Any]) -> str:
+def embedded(data: dict[str, Any]) -> str:
     """JSON that stays data inside a script element: no "<" in it, hence neither "</script>" nor "<!--"."""
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file that comes with this package."""
     return files("regard.lens").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -145,9 +146,9 @@ def _style() -> str:
         )
         for is_dark in (False, True)
     )
-    return f"{_asset('page.css')}{bright}\n@media screen and (prefers-color-scheme: dark) {{{dark}}}\n"
+    return f"{asset('page.css')}{bright}\n@media screen and (prefers-color-scheme: dark) {{{dark}}}\n"
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """The name under which the page's content security policy allows this one script or style and nothing else."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -39,7 +39,7 @@ class Drawing:
 
     def save(self, path: str | Path) -> Path:
         """Writes it as .png or .svg. Raises: ConfigError for another ending and where it cannot be written."""
-        path = _picture_path(path)
+        path = picture_path(path)
         write_whole(path, self.svg().encode() if path.suffix == ".svg" else self.png())
         return path
 
@@ -93,7 +93,7 @@ def draw(
     Raises: ConfigError for an ending other than .png and .svg, and for a folder that cannot be written to;
     ObservationError for a record that cannot be drawn.
     """
-    path = _picture_path(path)
+    path = picture_path(path)
     records = [records] if isinstance(records, AttentionRecord) else list(records)
     if not records:
         raise ObservationError(f"{path}: there is no record to draw; give one or more")
@@ -151,7 +151,8 @@ def _labelled(record: AttentionRecord, layer: str, area: Area, title: str) -> Pa
     return Panel(title, rows, columns, special_rows, special_columns, area.shares)
 
 
-def _picture_path(path: str | Path) -> Path:
+def picture_path(path: str | Path) -> Path:
+    """The path, of an ending that is a picture's. Raises: ConfigError."""
     path = Path(path)
     if path.suffix not in (".png", ".svg"):
         raise ConfigError(f"{path}: ending {path.suffix or 'missing'!r} is not a picture's; known: .png, .svg")

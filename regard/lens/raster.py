@@ -53,8 +53,13 @@ def to_png(picture: Picture) -> bytes:
         if not image.steps.numel():
             continue
         extent = (image.x, image.x + image.width, image.y + image.height, image.y)
+        is_photograph = image.steps.dim() == 3
         axes.imshow(
-            pixel_of[image.steps.numpy()], extent=extent, interpolation="nearest", aspect="auto", origin="upper"
+            image.steps.numpy() if is_photograph else pixel_of[image.steps.numpy()],
+            extent=extent,
+            interpolation="antialiased" if is_photograph else "nearest",
+            aspect="auto",
+            origin="upper",
         )
     frames = [Rectangle((image.x, image.y), image.width, image.height) for image in picture.images]
     axes.add_collection(PatchCollection(frames, facecolors="none", edgecolors=MUTED, linewidths=0.5), autolim=False)

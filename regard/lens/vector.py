@@ -13,7 +13,7 @@ from html import escape
 
 from regard.lens.colour import EXPECTED, MUTED, PAPER, RULE, STEPS, scale, step_of
 from regard.lens.layout import Picture
-from regard.lens.palette import to_palette_png
+from regard.lens.palette import to_colour_png, to_palette_png
 
 # What XML 1.0 cannot hold in any form.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -46,10 +46,12 @@ def to_svg(picture: Picture) -> str:
         place = f'x="{_number(image.x)}" y="{_number(image.y)}" '
         place += f'width="{_number(image.width)}" height="{_number(image.height)}"'
         if image.steps.numel():
-            content = base64.b64encode(to_palette_png(image.steps)).decode()
+            is_photograph = image.steps.dim() == 3
+            png = to_colour_png(image.steps) if is_photograph else to_palette_png(image.steps)
+            rendering = "" if is_photograph else 'image-rendering="pixelated" '
             lines.append(
-                f'<image {place} preserveAspectRatio="none" image-rendering="pixelated" '
-                f'href="data:image/png;base64,{content}"/>'
+                f'<image {place} preserveAspectRatio="none" {rendering}'
+                f'href="data:image/png;base64,{base64.b64encode(png).decode()}"/>'
             )
         lines.append(f"<rect {place}/>")
     for line in picture.lines:

@@ -217,7 +217,7 @@ ABOUT = {"query": {"text": "a", "tokens": ["a"], "spans": [[0, 1]]}}
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"format_version": "3"}, "format 3, this regard reads up to 2; upgrade regard"),
+        ({"format_version": "4"}, "format 4, this regard reads up to 3; upgrade regard"),
         ({"format": "other"}, "not an attention record; write one with `record.save"),
         ({"format_version": "one"}, "not a readable attention record"),
         ({"axes": "{"}, "not a readable attention record"),

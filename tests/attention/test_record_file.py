@@ -444,10 +444,10 @@ def test_axes_of_version_1_that_do_not_fit_are_refused(about: Any, tmp_path: Pat
 
 def test_a_newer_version_is_refused_before_anything_else(tmp_path: Path) -> None:
     path = everything(tmp_path)
-    rewritten(path, lambda tensors, metadata: (tensors.update(new=torch.ones(1)), metadata.update(format_version="3")))
+    rewritten(path, lambda tensors, metadata: (tensors.update(new=torch.ones(1)), metadata.update(format_version="4")))
     with pytest.raises(ModelFileError) as caught:
         AttentionRecord.load(path)
-    assert str(caught.value) == f"{path}: format 3, this regard reads up to 2; upgrade regard"
+    assert str(caught.value) == f"{path}: format 4, this regard reads up to 3; upgrade regard"
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

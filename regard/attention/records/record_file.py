@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -21,8 +22,16 @@ from torch import Tensor
 
 from regard.attention.observation import Observation
 from regard.attention.pair_scores import PairScores
-from regard.attention.records.axis import Axis
-from regard.attention.records.record_schema import AXIS_PARTS, SIDES, is_axis, is_known, level_of, problems
+from regard.attention.records.axis import Axis, PictureGrid
+from regard.attention.records.record_schema import (
+    AXIS_PARTS,
+    PICTURE_PARTS,
+    SIDES,
+    is_axis,
+    is_known,
+    level_of,
+    problems,
+)
 from regard.attention.records.tensor_file import (
     TensorFile,
     loads,
@@ -34,7 +43,7 @@ from regard.attention.records.tensor_file import (
 from regard.errors import ModelFileError, ObservationError
 
 FORMAT = "regard.attention"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 LEAST_STORED_SIDE = 64  # levels of a pooled map whose finer one is no larger are quicker summed than looked up
 
 
@@ -130,11 +139,20 @@ def _encoded(axis: Axis) -> dict[str, Tensor]:
     tokens = [token.encode("utf-8", "surrogatepass") for token in axis.tokens]
     spans = torch.tensor([list(span) for span in axis.spans], dtype=torch.int64).view(-1, 2)
     _check_spans(spans, len(axis.text))
+    picture = axis.picture
+    of_picture = {}
+    if picture is not None:
+        of_picture = {
+            "pixels": picture.pixels.contiguous(),
+            "grid": torch.tensor([picture.rows, picture.columns]),
+            "box": torch.tensor(picture.box, dtype=torch.float64),
+        }
     return {
         "text": _bytes(text),
         "tokens": _bytes(b"".join(tokens)),
         "token_ends": torch.tensor([len(token) for token in tokens], dtype=torch.int64).cumsum(0),
         "spans": spans,
+        **of_picture,
     }
 
 
@@ -317,6 +335,21 @@ def _axis_reader(path: Path, file: TensorFile, side: str) -> Callable[[], Axis]:
     missing = [part for part in AXIS_PARTS if f"{side}/{part}" not in file.entries]
     if missing:
         raise ValueError(f"its {side} axis lacks {', '.join(missing)}")
+    of_picture = [part for part in PICTURE_PARTS if f"{side}/{part}" in file.entries]
+    if of_picture and len(of_picture) < len(PICTURE_PARTS):
+        raise ValueError(f"its {side} axis has of a picture only {', '.join(of_picture)}")
+
+    def picture(num_positions: int) -> PictureGrid | None:
+        if not of_picture:
+            return None
+        pixels, grid, box = (file.tensor(f"{side}/{part}") for part in PICTURE_PARTS)
+        rows, columns = grid.tolist()
+        left, upper, right, lower = box.double().tolist()
+        if rows < 1 or columns < 1 or rows * columns != num_positions or not pixels.numel():
+            raise ValueError(f"a grid of {rows} x {columns} for {num_positions} positions, or no pixels")
+        if not (math.isfinite(left + upper + right + lower) and left < right and upper < lower):
+            raise ValueError(f"a box {left, upper, right, lower} that is none")
+        return PictureGrid(rows, columns, pixels, (left, upper, right, lower))
 
     def decoded() -> Axis:
         text, tokens, ends, spans = (file.tensor(f"{side}/{part}") for part in AXIS_PARTS)
@@ -330,9 +363,10 @@ def _axis_reader(path: Path, file: TensorFile, side: str) -> Callable[[], Axis]:
             found = tuple(
                 packed[begin:end].decode("utf-8", "surrogatepass") for begin, end in itertools.pairwise(places)
             )
+            on = picture(len(found))
         except ValueError as error:  # what is no UTF-8 among them
             raise _damaged(path, f"{side} axis: {error}") from None
-        return Axis(whole, found, tuple((begin, end) for begin, end in spans.tolist()))
+        return Axis(whole, found, tuple((begin, end) for begin, end in spans.tolist()), on)
 
     return decoded
 

@@ -48,6 +48,12 @@ AXIS_PARTS: dict[str, Part] = {
     "token_ends": (INTEGERS, ("num_tokens",)),
     "spans": (INTEGERS, ("num_tokens", "begin_and_end")),
 }
+# What an axis that is a picture holds besides.
+PICTURE_PARTS: dict[str, Part] = {
+    "pixels": (BYTES, ("picture_height", "picture_width", "colours")),
+    "grid": (INTEGERS, ("rows_and_columns",)),
+    "box": (FLOATS, ("corners",)),
+}
 SIDES = ("query", "key")
 MOST_LEVELS = 64
 
@@ -64,13 +70,14 @@ class Shaped(Protocol):
 
 def is_axis(name: str) -> bool:
     """Whether a tensor is part of an axis and not of a layer."""
-    return name.rpartition("/")[2] in AXIS_PARTS
+    part = name.rpartition("/")[2]
+    return part in AXIS_PARTS or part in PICTURE_PARTS
 
 
 def is_known(name: str) -> bool:
     """Whether the format has a tensor of this name: "layer/statistic", or "query/text" and the like."""
     owner, _, part = name.rpartition("/")
-    if part in AXIS_PARTS:
+    if part in AXIS_PARTS or part in PICTURE_PARTS:
         return owner in SIDES
     return part in STATISTICS or 1 <= level_of(part) <= MOST_LEVELS
 
@@ -103,11 +110,13 @@ def problems(tensors: Mapping[str, Shaped], traces: Mapping[str, Mapping[str, An
 def _unfit(parts: Mapping[str, Shaped]) -> list[str]:
     """Types, numbers of axes, and sizes that the parts of one layer or axis do not agree upon."""
     found: list[str] = []
-    sizes: dict[str, tuple[int, str]] = {"begin_and_end": (2, "the format")}  # name of an axis -> size, and who says so
+    # Name of an axis -> size, and who says so.
+    fixed = {"begin_and_end": 2, "rows_and_columns": 2, "corners": 4, "colours": 3}
+    sizes: dict[str, tuple[int, str]] = {axis: (size, "the format") for axis, size in fixed.items()}
     loose: list[tuple[str, str, tuple[int, ...], int]] = []  # part, axis, the sizes that it may have unless unknown
     for part, tensor in parts.items():
         level = level_of(part)
-        types, axes = STATISTICS["pooled"] if level > 0 else STATISTICS.get(part) or AXIS_PARTS[part]
+        types, axes = STATISTICS["pooled"] if level > 0 else STATISTICS.get(part) or (AXIS_PARTS | PICTURE_PARTS)[part]
         if tensor.dtype not in types:
             known = ", ".join(name for name, dtype in DTYPES.items() if dtype in types)
             found.append(f"{part} is of type {str(tensor.dtype).removeprefix('torch.')}, expected {known}")

@@ -1,0 +1,1 @@
+"""Captions: a picture becomes a sentence, and each word knows where the model looked."""
