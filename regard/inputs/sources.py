@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from regard.inputs.convolution import Convolution, ConvolutionConfig
 from regard.inputs.embeddings import EmbeddingConfig, TextEmbedding
+from regard.inputs.patches import Patches, PatchesConfig
 from regard.inputs.speech import SpeechSource, SpeechSourceConfig
 
-SourceConfig = EmbeddingConfig | SpeechSourceConfig
-AnySource = TextEmbedding | SpeechSource
+SourceConfig = EmbeddingConfig | SpeechSourceConfig | ConvolutionConfig | PatchesConfig
+AnySource = TextEmbedding | SpeechSource | Convolution | Patches
 
 
 def build_source(size: int, model_dim: int, config: SourceConfig) -> AnySource:
@@ -16,4 +18,8 @@ def build_source(size: int, model_dim: int, config: SourceConfig) -> AnySource:
     """
     if isinstance(config, SpeechSourceConfig):
         return SpeechSource(size, model_dim, config)
+    if isinstance(config, ConvolutionConfig):
+        return Convolution(size, model_dim, config)
+    if isinstance(config, PatchesConfig):
+        return Patches(size, model_dim, config)
     return TextEmbedding(size, model_dim, config)

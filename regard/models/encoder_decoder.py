@@ -18,14 +18,18 @@ from regard.models.ctc import CTCConfig, CTCHead
 from regard.models.luong_rnn import LuongRNNConfig, LuongRNNDecoder
 from regard.models.memory import Memory
 from regard.models.pyramid_encoder import PyramidEncoder, PyramidEncoderConfig
+from regard.models.no_encoder import NoEncoder, NoEncoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoder, RecurrentEncoderConfig
+from regard.models.show_attend_tell import ShowAttendTellConfig, ShowAttendTellDecoder
 from regard.models.transformer_decoder import TransformerDecoder, TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoder, TransformerEncoderConfig
 
-EncoderConfig = TransformerEncoderConfig | ConformerEncoderConfig | RecurrentEncoderConfig | PyramidEncoderConfig
-Encoder = TransformerEncoder | ConformerEncoder | RecurrentEncoder | PyramidEncoder
-Decoder = TransformerDecoder | AttentionRNNDecoder | LuongRNNDecoder
-DecoderConfig = TransformerDecoderConfig | AttentionRNNConfig | LuongRNNConfig
+EncoderConfig = (
+    TransformerEncoderConfig | ConformerEncoderConfig | RecurrentEncoderConfig | PyramidEncoderConfig | NoEncoderConfig
+)
+Encoder = TransformerEncoder | ConformerEncoder | RecurrentEncoder | PyramidEncoder | NoEncoder
+Decoder = TransformerDecoder | AttentionRNNDecoder | LuongRNNDecoder | ShowAttendTellDecoder
+DecoderConfig = TransformerDecoderConfig | AttentionRNNConfig | LuongRNNConfig | ShowAttendTellConfig
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class EncoderDecoder(nn.Module):
 
 def build_encoder(source_size: int, config: EncoderConfig) -> Encoder:
     """The encoder that `config` describes; source_size: see `build_source`."""
+    if isinstance(config, NoEncoderConfig):
+        return NoEncoder(source_size, config)
     if isinstance(config, TransformerEncoderConfig):
         return TransformerEncoder(source_size, config)
     if isinstance(config, ConformerEncoderConfig):
@@ -137,6 +143,8 @@ def build_encoder(source_size: int, config: EncoderConfig) -> Encoder:
 def _build_decoder(
     vocab: int, config: DecoderConfig, memory_dim: int, token_weight: nn.Parameter | None, *, tie_head: bool
 ) -> Decoder:
+    if isinstance(config, ShowAttendTellConfig):
+        return ShowAttendTellDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
     if isinstance(config, TransformerDecoderConfig):
         return TransformerDecoder(vocab, config, memory_dim=memory_dim, token_weight=token_weight, tie_head=tie_head)
     if isinstance(config, LuongRNNConfig):

@@ -18,6 +18,7 @@ from regard.models.ctc import CTCConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.luong_rnn import LuongRNNConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
+from regard.models.show_attend_tell import ShowAttendTellConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 
@@ -78,6 +79,14 @@ def conformer(**attention: Any) -> EncoderDecoderConfig:
     return replace(transformer(), encoder=encoder, ctc=CTCConfig(dropout=0.0))
 
 
+def telling(initial: Any) -> EncoderDecoderConfig:
+    """Show, Attend and Tell over words, whose lengths differ."""
+    return EncoderDecoderConfig(
+        RecurrentEncoderConfig("recurrent", 7, dropout=0.0),
+        ShowAttendTellConfig("show-attend-tell", DIM, 14, 10, initial=initial, dropout=0.0),
+    )
+
+
 def mixed() -> EncoderDecoderConfig:
     """A Transformer's encoder under a recurrent decoder."""
     return replace(transformer(), decoder=recurrent().decoder)
@@ -111,6 +120,8 @@ CONFIGS: dict[str, EncoderDecoderConfig] = {
     "mixed": mixed(),
     "conformer, rotary": conformer(rotary_base=100.0),
     "conformer, learned bias of distance": conformer(distance_bias="t5"),
+    "show, attend and tell": telling("mean"),
+    "telling what was looked at": telling("learned"),
 }
 
 

@@ -32,7 +32,7 @@ def decoder(score: Any = "additive", **changes: Any) -> ShowAttendTellDecoder:
 
 def memory() -> Memory:
     torch.manual_seed(6)
-    return Memory(torch.randn(3, 9, MEMORY, dtype=torch.float64, requires_grad=True), LENGTHS)
+    return Memory(torch.randn(3, 9, MEMORY, dtype=torch.float64, requires_grad=True), LENGTHS, 8, (3, 3))
 
 
 def papers_loop(model: ShowAttendTellDecoder, seen: Memory, tokens: Tensor, score: str) -> tuple[Tensor, Tensor]:
