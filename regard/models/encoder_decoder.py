@@ -17,8 +17,8 @@ from regard.models.copying import Copied, CopyConfig, CopyingDecoder
 from regard.models.ctc import CTCConfig, CTCHead
 from regard.models.luong_rnn import LuongRNNConfig, LuongRNNDecoder
 from regard.models.memory import Memory
-from regard.models.pyramid_encoder import PyramidEncoder, PyramidEncoderConfig
 from regard.models.no_encoder import NoEncoder, NoEncoderConfig
+from regard.models.pyramid_encoder import PyramidEncoder, PyramidEncoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoder, RecurrentEncoderConfig
 from regard.models.show_attend_tell import ShowAttendTellConfig, ShowAttendTellDecoder
 from regard.models.transformer_decoder import TransformerDecoder, TransformerDecoderConfig
