@@ -47,14 +47,22 @@ class Cache:
         """The cache with `later` behind it; this one stays what it is."""
         if torch.is_grad_enabled() and (self.room.keys.requires_grad or later.keys.requires_grad):
             return Cache.of(self.read.followed_by(later))  # writing into what a gradient needs would spoil it
-        length = self.length + later.keys.shape[2]
+        more = later.keys.shape[2]
+        begun = self.with_room(more)
+        begun.room.keys[:, :, self.length : self.length + more] = later.keys
+        begun.room.values[:, :, self.length : self.length + more] = later.values
+        return begun.written(more)
+
+    def with_room(self, more: int) -> Cache:
+        """This cache, in room where `more` tokens can be written behind it without touching another state's."""
         room = self.room
-        if room.used != self.length or length > room.keys.shape[2]:
-            room = self._larger(length)
-        room.keys[:, :, self.length : length] = later.keys
-        room.values[:, :, self.length : length] = later.values
-        room.used = length
-        return Cache(room, length)
+        fits = room.used == self.length and self.length + more <= room.keys.shape[2]
+        return self if fits else Cache(self._larger(self.length + more), self.length)
+
+    def written(self, more: int) -> Cache:
+        """The cache with `more` tokens, which the caller has written into room that `with_room` gave."""
+        self.room.used = self.length + more
+        return Cache(self.room, self.length + more)
 
     def select(self, rows: Tensor) -> Cache:
         """The cache of chosen rows, in the order given."""

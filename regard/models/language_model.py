@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from regard.layers.head import HeadConfig, OutputHead
 from regard.layers.norm import NormConfig
 from regard.models.decoder import Step, Vocabulary
 from regard.models.memory import Memory
+from regard.models.quick_step import QuickStep, is_watched, refuses
 from regard.models.residual import Residual, final_norm
 
 
@@ -75,10 +76,14 @@ class Documents:
 
 
 class LanguageModelState(NamedTuple):
-    """layers: the cached keys and values of each layer, none before the first token; rows: how many then."""
+    """layers: the cached keys and values of each layer, none before the first token; rows: how many then.
+
+    quick: what takes single steps of a single row, None where the modules do; found out at the first such step.
+    """
 
     layers: tuple[Cache, ...]
     rows: int
+    quick: QuickStep | None = None
 
     @property
     def position(self) -> int:
@@ -86,7 +91,7 @@ class LanguageModelState(NamedTuple):
         return self.layers[0].length if self.layers else 0
 
     def select(self, rows: Tensor) -> LanguageModelState:
-        return LanguageModelState(tuple(layer.select(rows) for layer in self.layers), len(rows))
+        return LanguageModelState(tuple(layer.select(rows) for layer in self.layers), len(rows), self.quick)
 
 
 class LanguageModelLayer(nn.Module):
@@ -195,8 +200,21 @@ class LanguageModel(nn.Module):
     def advance(
         self, state: LanguageModelState, tokens: Tensor, observe: Observe | None = None
     ) -> tuple[Step, LanguageModelState]:
+        if state.layers and tokens.shape == (1, 1) and not observe and not self.training and not is_watched():
+            quick = state.quick or self._quick()
+            if quick is not None:
+                hidden, layers = quick.take(self.embedding(tokens, state.position), state.layers)
+                return Step(self.head.log_probs(hidden), {}), LanguageModelState(layers, 1, quick)
         hidden, state, observations = self.read(state, tokens, observe)
         return Step(self.head.log_probs(hidden), observations), state
+
+    def _quick(self) -> QuickStep | None:
+        layers = cast("list[LanguageModelLayer]", list(self.layers))
+        parts = [
+            (layer.self_attention, layer.feed_forward, layer.attention_block, layer.feed_forward_block)
+            for layer in layers
+        ]
+        return None if refuses(parts, self.norm) else QuickStep(parts, self.norm)
 
     def num_parameters(self) -> int:
         """Trained numbers, shared matrices counted once."""
