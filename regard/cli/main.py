@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli import demo, evaluate, train, translate
+from regard.cli import demo, evaluate, generate, train, translate
 from regard.errors import Interrupted, OfOneProcess, RegardError
 from regard.training.launch import is_first
 
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("translate")(translate.translate)
+app.command("generate")(generate.generate)
 app.command("evaluate")(evaluate.evaluate)
 
 

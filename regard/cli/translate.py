@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regard.cli.attention_file import check_attention_path, write_attention
 from regard.cli.inputs import BadInput, input_lines
 from regard.errors import ConfigError
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from regard.tasks.translate.result import Translation
     from regard.tasks.translate.translator import Translator
 
-ENDINGS = (".html", ".png", ".svg", ".jsonl")
 LINES_AT_ONCE = 1000  # translated before the next are read and these are printed
 
 
@@ -53,7 +53,7 @@ def translate(
     A line that is not UTF-8 is reported and the rest is done; an empty line, or {"error": ...} with --json, keeps its
     place, and the exit status is 2.
     """
-    _check_attention(attention)
+    check_attention_path(attention)
     from regard.tasks.load import load
     from regard.tasks.translate.translator import Translator
 
@@ -89,7 +89,7 @@ def translate(
         for line in _printed(one, number, as_json=as_json, num_best=options.num_best):
             typer.echo(line)
     if attention is not None:
-        _write_attention(records, attention)
+        write_attention(records, attention, "text to translate")
     if not all_good:
         raise typer.Exit(2)
 
@@ -125,23 +125,3 @@ def _printed(found: Translation | BadInput, number: int, *, as_json: bool, num_b
 
 def _one_line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ")
-
-
-def _check_attention(path: Path | None) -> None:
-    """Refuses before anything is loaded what would fail after everything is translated."""
-    if path is None:
-        return
-    if path.suffix not in ENDINGS:
-        raise ConfigError(f"--attention {path}: the ending says the kind of file; known: {', '.join(ENDINGS)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--attention {path}: no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise ConfigError(f"--attention {path}: is a folder; give the path of a file")
-
-
-def _write_attention(records: list[AttentionRecord], path: Path) -> None:
-    if not records:
-        raise ConfigError(f"--attention {path}: not written, there was no text to translate; give one")
-    from regard.attention.records.record import WRITERS
-
-    WRITERS[path.suffix](records, path)

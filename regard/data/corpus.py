@@ -108,6 +108,12 @@ class Corpus:
         index = index % len(self)
         return self._widened(self._tokens[role][offsets[index] : offsets[index + 1]])
 
+    def stretch(self, role: str, index: int, begin: int, end: int) -> np.ndarray:
+        """int64 [end - begin]: some of the ids of one record, the end token counted among them."""
+        offsets = self._of(role, self._offsets)
+        first, past = int(offsets[index]), int(offsets[index + 1])
+        return self._tokens[role][min(first + begin, past) : min(first + end, past)].astype(np.int64)
+
     def padded(self, role: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[batch, longest, ...], padded with zeros, and int64 [batch] of lengths; ids are int64."""
         indices = np.asarray(indices, dtype=np.int64)

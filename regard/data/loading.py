@@ -41,6 +41,16 @@ class Positioned(Protocol):
     def at(self, position: Position) -> Batch: ...
 
 
+class Stream(Positioned, Protocol):
+    """The training batches, epoch after epoch without end, as a pure function of the position."""
+
+    def after(self, position: Position) -> Position: ...
+
+    def num_batches(self, epoch: int) -> int: ...
+
+    def padding_share(self, epoch: int = 0) -> dict[str, float]: ...
+
+
 def batches_from(
     stream: Positioned, positions: Iterable[Position], workers: int = 0, *, pinned: bool = False
 ) -> Generator[Batch, None, None]:

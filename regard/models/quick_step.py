@@ -102,7 +102,7 @@ class QuickStep:
         )
 
     def take(self, vector: Tensor, caches: tuple[Cache, ...]) -> tuple[Tensor, tuple[Cache, ...]]:
-        """vector: the embedded token, float32 [1, 1, model_dim] -> (hidden of the same shape, the caches one longer)."""
+        """vector: the embedded token, float32 [1, 1, model_dim] -> (hidden, of the same shape; the caches, grown)."""
         caches = tuple(cache.with_room(1) for cache in caches)
         for index, cache in enumerate(caches):
             if self._rooms[index] is not cache.room:

@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from regard.data.batches import Batch
+from regard.data.batches import Batch, BatchStream, TokenBudget
 from regard.data.columns import Column
 from regard.data.corpus import Corpus, prepare, sha256_of_files
+from regard.data.loading import Stream
 from regard.data.readers import DataSpec, read
 from regard.data.records import BadRecords, Record
 from regard.errors import DataError
@@ -59,6 +60,10 @@ class Job(ABC, Generic[AnyRecipe]):
     def prepare(self) -> Corpus:
         """Looks at all data, so that what is wrong with the test set shows now and not hours later; makes and keeps
         what the model is built on; returns the training corpus."""
+
+    def stream(self, corpus: Corpus, budget: Any) -> Stream:
+        """The training batches. budget: the recipe's `data.batch`."""
+        return batch_stream(self, corpus, budget)
 
     @abstractmethod
     def model(self) -> nn.Module:
@@ -137,3 +142,8 @@ class Job(ABC, Generic[AnyRecipe]):
         )
         self.watcher.said(f"{len(corpus):,} training records; {report.summary()}")
         return corpus
+
+
+def batch_stream(job: Job[Any], corpus: Corpus, budget: TokenBudget) -> BatchStream:
+    """Batches of the records of `corpus`, of similar length."""
+    return BatchStream(corpus, budget, seed=job.recipe.seed, roles=job.roles)

@@ -52,7 +52,16 @@ def _translate() -> Task:
     return Task(TranslateRecipe, TranslateJob, Translator, evaluate_directory)
 
 
-TASKS: dict[str, Callable[[], Task]] = {"translate": _translate}
+def _generate() -> Task:
+    from regard.tasks.generate.evaluation import evaluate_directory
+    from regard.tasks.generate.generator import Generator
+    from regard.tasks.generate.job import GenerateJob
+    from regard.tasks.generate.recipe import GenerateRecipe
+
+    return Task(GenerateRecipe, GenerateJob, Generator, evaluate_directory)
+
+
+TASKS: dict[str, Callable[[], Task]] = {"translate": _translate, "generate": _generate}
 
 
 def task_of(name: object, origin: str = "recipe") -> Task:

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from regard.data.batches import BatchStream, TokenBudget
 from regard.data.corpus import Corpus
 from regard.data.fetch import Progress
 from regard.errors import ConfigError, RegardError, TrainingError
 from regard.tasks import run_directory
-from regard.tasks.job import Job
+from regard.tasks.job import Job, batch_stream
 from regard.tasks.jobs import task_of
 from regard.tasks.recipe import plain
-from regard.tasks.sections import Recipe, with_root
+from regard.tasks.sections import AutoBudget, Recipe, with_root
 from regard.training.batch_budget import Found, find_batch_tokens, kept_batch_tokens
 from regard.training.launch import num_on_this_machine
 from regard.training.loop import Summary, Trainer
@@ -105,7 +104,7 @@ def _train(job: Job[Any]) -> dict[str, Any]:
         },
         "parameters": num_parameters,
     }
-    stream = _stream(job, corpus, world.in_turn(lambda: _budget(job, model, corpus)))
+    stream = job.stream(corpus, world.in_turn(lambda: _budget(job, model, corpus)))
     told = ", ".join(f"{role} {share:.1%}" for role, share in stream.padding_share(0).items())
     watcher.said(f"{num_parameters:,} parameters; {stream.num_batches(0)} batches an epoch; padding {told}")
     if world.size > 1:
@@ -133,18 +132,14 @@ def _train(job: Job[Any]) -> dict[str, Any]:
     return world.first(lambda: _finished(job, model, summary, seconds))
 
 
-def _stream(job: Job[Any], corpus: Corpus, budget: TokenBudget) -> BatchStream:
-    return BatchStream(corpus, budget, seed=job.recipe.seed, roles=job.roles)
-
-
-def _budget(job: Job[Any], model: nn.Module, corpus: Corpus) -> TokenBudget:
+def _budget(job: Job[Any], model: nn.Module, corpus: Corpus) -> Any:
     """The recipe's budget of a batch; for `auto` the one that was found when the run began, or is found now.
 
     Raises: ConfigError where it cannot be found.
     """
     recipe, world = job.recipe, job.world
     batch = recipe.data.batch
-    if isinstance(batch, TokenBudget):
+    if not isinstance(batch, AutoBudget):
         return batch
 
     def find() -> Found:
@@ -157,7 +152,7 @@ def _budget(job: Job[Any], model: nn.Module, corpus: Corpus) -> TokenBudget:
         job.watcher.said("looking for the number of tokens a batch")
         return find_batch_tokens(
             model,
-            lambda batch_tokens: _stream(job, corpus, batch.of(batch_tokens)),
+            lambda batch_tokens: batch_stream(job, corpus, batch.of(batch_tokens)),
             job.objective(),
             smallest=recipe.data.max_tokens,
             dtype=resolved_precision(recipe.training.precision, device),
@@ -165,9 +160,7 @@ def _budget(job: Job[Any], model: nn.Module, corpus: Corpus) -> TokenBudget:
             processes=num_on_this_machine(),
         )
 
-    kept = kept_batch_tokens(job.folder / "data" / "batch_tokens.json", find, job.watcher.said)
-    budget: TokenBudget = batch.of(kept)
-    return budget
+    return batch.of(kept_batch_tokens(job.folder / "data" / "batch_tokens.json", find, job.watcher.said))
 
 
 def _finished(job: Job[Any], model: nn.Module, summary: Summary, seconds: float) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def kept_tokenizer(
     if not path.is_file():
         texts = _texts(data, roles)  # a file that cannot be read is told here, before any learning
         path.parent.mkdir(parents=True, exist_ok=True)
-        watcher.said(f"learning a vocabulary of {config.vocab_size:,} subwords from {' and '.join(roles)}")
+        unit = "characters" if config.is_exact else "subwords"
+        watcher.said(f"learning a vocabulary of {config.vocab_size:,} {unit} from {' and '.join(roles)}")
         try:
             Tokenizer.train(texts, config).save(path)
         except ConfigError as error:

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regard.data.batches import Batch, BatchStream, Position
-from regard.data.loading import batches_from
+from regard.data.batches import Batch, Position
+from regard.data.loading import Stream, batches_from
 from regard.errors import ConfigError, Interrupted, TrainingError
 from regard.training.attention_monitor import AttentionMonitor, RealQueries
 from regard.training.averaging import MovingAverage, mean_of
@@ -73,7 +73,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        stream: BatchStream,
+        stream: Stream,
         config: TrainingConfig,
         folder: Path,
         *,
