@@ -17,6 +17,7 @@ from regard.layers.feed_forward import FeedForwardConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
+from regard.tasks.jobs import TASKS
 from regard.tasks.translate.translator import Translator, TranslatorConfig
 
 
@@ -110,7 +111,10 @@ def test_a_model_of_another_job_is_refused(model_folder: Path, tmp_path: Path) -
     path.write_text(json.dumps({**config, "task": "sing"}), encoding="utf-8")
     with pytest.raises(ModelFileError) as error:
         regard.load(tmp_path)
-    assert str(error.value) == f"{path}: task 'sing' is not known to this regard, which knows translate; upgrade regard"
+    assert (
+        str(error.value)
+        == f"{path}: task 'sing' is not known to this regard, which knows {', '.join(TASKS)}; upgrade regard"
+    )
 
 
 def test_a_run_given_in_place_of_its_model_is_answered_with_the_model(model_folder: Path) -> None:

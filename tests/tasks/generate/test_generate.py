@@ -282,5 +282,5 @@ def test_a_damaged_directory_is_named(model: Path, tmp_path: Path) -> None:
     for path in model.iterdir():
         (copy / path.name).write_bytes(path.read_bytes())
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelFileError, match="weights do not fit the configuration, e.g. embedding"):
+    with pytest.raises(ModelFileError, match=r"weights do not fit the configuration, e.g. embedding"):
         regard.load(copy)
