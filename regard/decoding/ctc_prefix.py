@@ -49,7 +49,7 @@ class CTCPrefixScorer:
     weight: against the decoder's weight of 1. In the paper the two share: lambda and 1 - lambda; a weight of lambda /
     (1 - lambda) ranks the same. eos: the output id that ends an output.
     candidates: only so many tokens of each row, the decoder's likeliest, are looked at, and EOS; all others are
-    forbidden. All unless given. It pays for vocabularies of thousands, where the product with all is what costs.
+    forbidden. All unless given, which is also the faster way up to some thousands of tokens.
 
     Numerics: float64. Cost of a step: rows * frames * vocab (or candidates) multiplications, and the frames' sums of
     each row that goes on.
@@ -114,12 +114,8 @@ class CTCPrefixScorer:
         before, blank: [rows, frames], the prefix said up to the frame before, and so that this one was a blank.
         """
         assert self._probs is not None
-        peak = before.amax(1, keepdim=True)
-        possible = peak > FORBIDDEN
-        peak = peak.masked_fill(~possible, 0.0)
-        mass = _by_sentence((before - peak).exp(), self._probs, state.sentences)
-        # A sum too small for float64 is not 0: the token is possible, if hardly.
-        grown = mass.clamp_min_(torch.finfo(mass.dtype).tiny).log_().add_(peak).masked_fill_(~possible, FORBIDDEN)
+        scaled, peak = _scaled(before)
+        grown = _unscaled(_by_sentence(scaled, self._probs, state.sentences), peak)
         # Only a blank lets the last token come again as another one.
         again = state.last >= 0
         own = self._of_token[state.sentences[again], state.last[again]]
@@ -130,8 +126,11 @@ class CTCPrefixScorer:
         """The same of the decoder's likeliest tokens alone; the rest is forbidden."""
         assert self.candidates is not None
         _, ids = leading(log_probs, self.candidates)
-        entering = torch.where((ids == state.last[:, None])[..., None], blank[:, None], before[:, None])
-        values = (entering + self._of_token[state.sentences[:, None], ids]).logsumexp(2)
+        probs = precise(self._of_token[state.sentences[:, None], ids]).exp_()  # [rows, candidates, frames]
+        values, own = (
+            _unscaled((probs @ scaled[..., None])[..., 0], peak) for scaled, peak in map(_scaled, (before, blank))
+        )
+        values = torch.where(ids == state.last[:, None], own, values)
         return values.new_full(log_probs.shape, FORBIDDEN).scatter_(1, ids, values)
 
     def select(self, state: PrefixState, rows: Tensor, tokens: Tensor) -> PrefixState:
@@ -148,6 +147,17 @@ class CTCPrefixScorer:
         blanks = self._blanks[sentences]
         blank = torch.cat([first, blanks[:, 1:] + (token - blanks)[:, :-1].logcumsumexp(1)], 1)
         return PrefixState(sentences, tokens, token, blank, (entering + said).logsumexp(1))
+
+
+def _scaled(log_values: Tensor) -> tuple[Tensor, Tensor]:
+    """[rows, frames] -> (values divided by the largest of their row, log of that [rows, 1])."""
+    peak = log_values.amax(1, keepdim=True)
+    return (log_values - peak.clamp_min(torch.finfo(peak.dtype).min)).exp(), peak
+
+
+def _unscaled(sums: Tensor, peak: Tensor) -> Tensor:
+    """log of sums [rows, n] of scaled values. One too small for its dtype is not 0: a token may be hardly possible."""
+    return sums.clamp_min_(torch.finfo(sums.dtype).tiny).log_().add_(peak)
 
 
 def _by_sentence(rows: Tensor, matrices: Tensor, sentences: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -43,8 +43,9 @@ class TransformerDecoderConfig:
 class TransformerState:
     """Cached keys and values, a pair a layer.
 
-    own: of the target so far, None before the first token. cross: of the memory. lengths: [rows], real memory vectors.
-    source: [rows], which source each row reads; lets a reordering among rows of one source leave `cross` alone.
+    own: of the target so far, None before the first token. source: [rows], which source each row reads.
+    cross: of the memory, [groups, ...], and lengths: [groups], real memory vectors. Rows come in groups of equal size,
+    one after another, each of which reads one source: a beam shares the keys and values of its sentence.
     """
 
     own: tuple[KeysValues | None, ...]
@@ -57,12 +58,26 @@ class TransformerState:
         """How many tokens have been read."""
         return 0 if self.own[0] is None else self.own[0].keys.shape[2]
 
+    @property
+    def group(self) -> int:
+        """Rows of a group."""
+        return len(self.source) // max(len(self.lengths), 1)
+
     def select(self, rows: Tensor) -> TransformerState:
         own = tuple(None if layer is None else layer.select(rows) for layer in self.own)
         source = self.source[rows]
-        if torch.equal(source, self.source):
+        _, sizes = source.unique_consecutive(return_counts=True)
+        size = int(sizes[0]) if len(sizes) and bool((sizes == sizes[0]).all()) else 1
+        groups = rows[::size] // max(self.group, 1)
+        if torch.equal(groups, torch.arange(len(self.lengths), device=groups.device)):
             return TransformerState(own, self.cross, self.lengths, source)
-        return TransformerState(own, tuple(layer.select(rows) for layer in self.cross), self.lengths[rows], source)
+        cross = tuple(layer.select(groups) for layer in self.cross)
+        return TransformerState(own, cross, self.lengths[groups], source)
+
+    def spread(self) -> tuple[tuple[KeysValues, ...], Tensor]:
+        """`cross` and `lengths` of every row."""
+        groups = torch.arange(len(self.lengths), device=self.lengths.device).repeat_interleave(self.group)
+        return tuple(layer.select(groups) for layer in self.cross), self.lengths[groups]
 
 
 class TransformerDecoderLayer(nn.Module):
@@ -81,7 +96,10 @@ class TransformerDecoderLayer(nn.Module):
     def forward(
         self, vectors: Tensor, own: KeysValues | None, cross: KeysValues, lengths: Tensor, observe: Observe | None
     ) -> tuple[Tensor, KeysValues, Observation]:
-        """vectors [rows, n, model_dim] -> (the same shape, the cache grown by n, what cross-attention showed)."""
+        """vectors [rows, n, model_dim] -> (the same shape, the cache grown by n, what cross-attention showed).
+
+        cross, lengths: of as many groups of rows, see `TransformerState`.
+        """
         grown = own
         observation = Observation()
 
@@ -96,14 +114,38 @@ class TransformerDecoderLayer(nn.Module):
             nonlocal observation
             query = self.cross_attention.project_query(inputs)
             output: Tensor
-            output, observation = self.cross_attention(query, cross, Padding(lengths), observe)
-            return output
+            size = len(query) // max(len(lengths), 1)
+            if size <= 1:
+                output, observation = self.cross_attention(query, cross, Padding(lengths), observe)
+                return output
+            # To attention the rows of a group are further queries of one row.
+            output, observation = self.cross_attention(_as_one(query, size), cross, Padding(lengths), observe)
+            observation = _apart(observation, size)
+            return output.reshape(inputs.shape)
 
         vectors = self.self_block(vectors, attend_own)
         vectors = self.cross_block(vectors, attend_memory)
         vectors = self.feed_forward_block(vectors, self.feed_forward)
         assert grown is not None
         return vectors, grown, observation
+
+
+def _as_one(query: Tensor, size: int) -> Tensor:
+    """[groups * size, heads, n, head_dim] -> [groups, heads, size * n, head_dim]."""
+    return query.unflatten(0, (-1, size)).transpose(1, 2).flatten(2, 3)
+
+
+def _rows_alone(observe: Observe) -> bool:
+    """Whether nothing but all rows is asked for."""
+    return observe.rows == "all" and observe.queries is None and not replace(observe, rows=None)
+
+
+def _apart(observation: Observation, size: int) -> Observation:
+    """The rows of each row of a group: [groups, heads, size * n, key_len] -> [groups * size, heads, n, key_len]."""
+    if observation.rows is None:
+        return observation
+    rows = observation.rows.unflatten(2, (size, -1)).transpose(1, 2).flatten(0, 1)
+    return replace(observation, rows=rows, row_index=torch.arange(rows.shape[2], device=rows.device))
 
 
 class TransformerDecoder(nn.Module):
@@ -150,9 +192,12 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Tensor, TransformerState, dict[str, Observation]]:
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
         vectors = self.embedding(tokens, begin=state.position)
+        cross, lengths = state.cross, state.lengths
+        if observe and not _rows_alone(observe):  # other statistics are of one row each
+            cross, lengths = state.spread()
         own, observations = [], {}
         for index, layer in enumerate(self.layers):
-            vectors, grown, observation = layer(vectors, state.own[index], state.cross[index], state.lengths, observe)
+            vectors, grown, observation = layer(vectors, state.own[index], cross[index], lengths, observe)
             own.append(grown)
             if observe:
                 observations[f"decoder.layers.{index}.cross"] = observation

@@ -11,10 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_decoders import BOS, EOS, TableDecoder, TableState, alone, exhaustive, memories, next_log_probs
 
+from regard.decoding.force import force
 from regard.decoding.fusion import LanguageModelScorer, LengthReward
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
 from regard.errors import ConfigError
+from regard.layers.attention import AttentionConfig
+from regard.layers.feed_forward import FeedForwardConfig
+from regard.models.language_model import LanguageModel, LanguageModelConfig
 from regard.models.memory import Memory
 
 
@@ -78,3 +82,17 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="it knows 5 outputs and the decoder 7; expected one vocabulary"):
         decode(decoder, memories([3], seed=1), DecodingOptions(), bos=BOS, eos=EOS, scorers=[scorer])
     assert math.isfinite(scorer.bound)
+
+
+def test_a_trained_kind_of_language_model_votes_with_what_it_says_when_forced() -> None:
+    """Its cache grows in place: rows that repeat and part must not write over each other."""
+    torch.manual_seed(0)
+    config = LanguageModelConfig(8, 2, AttentionConfig(2), FeedForwardConfig(16), dropout=0.0)
+    model = LanguageModel(5, config).double().eval()
+    decoder = TableDecoder.random(5, 3)
+    options = DecodingOptions(beam_size=4, num_best=4, max_length=9, length_penalty=0.0)
+    scorers = [LanguageModelScorer(model, weight=0.7, bos=BOS)]
+    found = decode(decoder, memories([3, 2, 4], seed=1), options, bos=BOS, eos=EOS, scorers=scorers)
+    for hypothesis in (one for group in found for one in group):
+        own = force(model, {}, torch.tensor([hypothesis.tokens]), bos=BOS)
+        assert hypothesis.score == pytest.approx(hypothesis.log_prob + 0.7 * own.log_prob.item())

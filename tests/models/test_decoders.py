@@ -284,3 +284,26 @@ def test_the_output_space_is_the_vocabulary() -> None:
         outputs = build(config).decoder.outputs
         assert outputs.num_outputs == TARGET_VOCAB
         assert outputs.inputs(TARGET) is TARGET
+
+
+@pytest.mark.parametrize("name", ["pre-norm", "grouped heads, learned positions", "conformer, rotary"])
+@pytest.mark.parametrize("observe", [None, Observe(rows="all"), Observe(rows="all", received=True, entropy=True)])
+def test_a_beam_reads_its_sentences_memory_once(name: str, observe: Observe | None) -> None:
+    """Equally many rows of each sentence share its keys; unequally many have their own; all say the same."""
+    model = build(CONFIGS[name])
+    picked = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    shared = start(model).select(picked)
+    assert (len(shared.lengths), shared.group) == (3, 3)
+    _, shared = model.decoder.advance(shared, TARGET[picked, :2])
+    alone = start(model, picked)
+    _, alone = model.decoder.advance(alone, TARGET[picked, :2])
+    for rows in ([2, 0, 1, 3, 3, 4, 8, 7, 6], [3, 4, 5, 6, 7, 8], [1, 0, 4, 3], [0, 5, 5, 8], [7], [0, 3, 6]):
+        order = torch.tensor(rows)
+        tokens = TARGET[picked[order], 2:5]
+        found, after = model.decoder.advance(shared.select(order), tokens, observe)
+        wanted, _ = model.decoder.advance(alone.select(order), tokens, observe)
+        torch.testing.assert_close(found.log_probs, wanted.log_probs, rtol=0, atol=1e-11)
+        assert after.source.tolist() == picked[order].tolist()
+        for layer, seen in wanted.attention.items():
+            for statistic, tensor in seen.tensors().items():
+                torch.testing.assert_close(found.attention[layer].tensors()[statistic], tensor)
