@@ -132,7 +132,8 @@ class TransformerDecoderLayer(nn.Module):
 
 def _as_one(query: Tensor, size: int) -> Tensor:
     """[groups * size, heads, n, head_dim] -> [groups, heads, size * n, head_dim]."""
-    return query.unflatten(0, (-1, size)).transpose(1, 2).flatten(2, 3)
+    together: Tensor = query.unflatten(0, (-1, size)).transpose(1, 2).flatten(2, 3)
+    return together
 
 
 def _rows_alone(observe: Observe) -> bool:
