@@ -20,7 +20,7 @@ from regard.inputs.sources import SourceConfig, build_source
 from regard.layers.dropout import Dropout
 from regard.layers.recurrence import initialise_recurrence
 from regard.models.memory import Memory
-from regard.models.recurrent_encoder import run_packed, run_padded
+from regard.models.recurrent_encoder import states_of
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,13 @@ class PyramidEncoder(nn.Module):
         self, values: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
         """values, lengths: as `Source` reads them -> (memory, no observations: nothing attends here)."""
-        run = run_packed if values.is_cuda else run_padded  # see RecurrentEncoder
         memory = Memory(*self.embedding.represent(values, lengths))
         vectors, lengths, stride = self.dropout(memory.vectors), memory.lengths, memory.stride
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, nn.LSTM)
             if index:
                 vectors, lengths, stride = packed(vectors, self.pack), -(-lengths // self.pack), stride * self.pack
-            vectors = self.dropout(run(layer, vectors, lengths))
+            vectors = self.dropout(states_of(layer, vectors, lengths))
         return replace(memory, vectors=vectors, lengths=lengths, stride=stride), {}
 
 

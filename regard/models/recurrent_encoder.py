@@ -67,24 +67,59 @@ class RecurrentEncoder(nn.Module):
         self, values: Tensor, lengths: Tensor, observe: Observe | None = None
     ) -> tuple[Memory, dict[str, Observation]]:
         """values, lengths: as `Source` reads them -> (memory, no observations: nothing attends here)."""
-        # Torch's own layers are fast on a GPU alone; on a CPU a training step with them takes longer.
-        run = run_packed if values.is_cuda else run_padded
         memory = Memory(*self.embedding.represent(values, lengths))
         vectors = self.dropout(memory.vectors)
         for layer in self.layers:
             assert isinstance(layer, nn.GRU | nn.LSTM)
-            vectors = self.dropout(run(layer, vectors, memory.lengths))
+            vectors = self.dropout(states_of(layer, vectors, memory.lengths))
         return replace(memory, vectors=vectors), {}
 
 
+def states_of(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """[batch, source_len, inputs] -> states [batch, source_len, dim or 2 * dim], 0 at padding; the fastest way.
+
+    On a CPU a step of training through an LSTM of 128 over 60 to 160 vectors takes 2.7 times as long by the loop as by
+    torch's recurrence, whose LSTM is one kernel there; its GRU is none, and neither knows autocast's narrow products.
+    """
+    if vectors.is_cuda:
+        return run_packed(layer, vectors, lengths)
+    if isinstance(layer, nn.LSTM) and not torch.is_autocast_enabled(vectors.device.type):
+        return run_turned(layer, vectors, lengths)
+    return run_padded(layer, vectors, lengths)
+
+
 def run_packed(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:
-    """[batch, source_len, inputs] -> states [batch, source_len, dim or 2 * dim], 0 at padding; by torch's own layer."""
+    """The states of `states_of` by torch's own layer."""
     # Packing keeps the backward direction from reading padding first. It knows no empty sequence: one is read
     # as a single padding vector, which nothing attends to.
     packed = pack_padded_sequence(vectors, lengths.cpu().clamp_min(1), batch_first=True, enforce_sorted=False)
     states, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=vectors.shape[1])
     real: Tensor = torch.arange(vectors.shape[1], device=vectors.device) < lengths[:, None]
     return (states * real[..., None]).to(vectors.dtype)
+
+
+def run_turned(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:
+    """The same by torch's own recurrence over whole rows, whose backward direction reads each row turned around.
+
+    Which keeps padding behind what is real in both directions, without packing.
+    """
+    place = torch.arange(vectors.shape[1], device=vectors.device)
+    real = place < lengths[:, None]
+    turned = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
+    vectors = vectors.to(layer.weight_hh_l0.dtype)
+    states = []
+    for direction in ("", "_reverse") if layer.bidirectional else ("",):
+        given = vectors.gather(1, turned.expand_as(vectors)) if direction else vectors
+        weights = [getattr(layer, f"{kind}_l0{direction}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        zeros = vectors.new_zeros(1, vectors.shape[0], layer.hidden_size)
+        # has_biases, num_layers, dropout, train (which keeps what the gradient needs), bidirectional, batch_first
+        setting = (True, 1, 0.0, torch.is_grad_enabled(), False, True)
+        if isinstance(layer, nn.LSTM):
+            found = torch.lstm(given, (zeros, zeros), weights, *setting)[0]
+        else:
+            found = torch.gru(given, zeros, weights, *setting)[0]
+        states.append(found.gather(1, turned.expand_as(found)) if direction else found)
+    return torch.cat(states, -1) * real[..., None]
 
 
 def run_padded(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Tensor:

@@ -6,18 +6,25 @@ import pytest
 import torch
 from torch import nn
 
-from regard.models.recurrent_encoder import RecurrentEncoder, RecurrentEncoderConfig, run_packed, run_padded
+from regard.models.recurrent_encoder import (
+    RecurrentEncoder,
+    RecurrentEncoderConfig,
+    run_packed,
+    run_padded,
+    run_turned,
+)
 
 
+@pytest.mark.parametrize("way", [run_padded, run_turned])
 @pytest.mark.parametrize("bidirectional", [True, False], ids=["both ways", "forward"])
 @pytest.mark.parametrize("cell", [nn.GRU, nn.LSTM])
 @pytest.mark.parametrize("lengths", [[7, 3, 1, 5, 7], [7, 6, 6, 7, 6], [7] * 5], ids=["padded", "little", "full"])
-def test_the_loop_is_torchs_layer(cell: Any, bidirectional: bool, lengths: Any) -> None:
+def test_every_way_is_torchs_layer(way: Any, cell: Any, bidirectional: bool, lengths: Any) -> None:
     lengths = torch.tensor(lengths)
     torch.manual_seed(0)
     layer = cell(11, 13, batch_first=True, bidirectional=bidirectional).double()
     vectors = torch.randn(5, 7, 11, dtype=torch.float64, requires_grad=True)
-    found, wanted = (run(layer, vectors, lengths) for run in (run_padded, run_packed))
+    found, wanted = (run(layer, vectors, lengths) for run in (way, run_packed))
     assert found.shape == (5, 7, 26 if bidirectional else 13)
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
     real = torch.arange(7) < lengths[:, None]
@@ -31,7 +38,7 @@ def test_the_loop_is_torchs_layer(cell: Any, bidirectional: bool, lengths: Any) 
 
 def test_an_empty_source() -> None:
     layer = nn.GRU(3, 5, batch_first=True, bidirectional=True)
-    for run in (run_padded, run_packed):
+    for run in (run_padded, run_packed, run_turned):
         states = run(layer, torch.randn(2, 4, 3), torch.tensor([0, 2]))
         assert not states[0].any()
         assert states[1, :2].all()
