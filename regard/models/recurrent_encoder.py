@@ -106,7 +106,7 @@ def run_turned(layer: nn.GRU | nn.LSTM, vectors: Tensor, lengths: Tensor) -> Ten
     place = torch.arange(vectors.shape[1], device=vectors.device)
     real = place < lengths[:, None]
     turned = torch.where(real, lengths[:, None] - 1 - place, place)[..., None]
-    vectors = vectors.to(layer.weight_hh_l0.dtype)
+    vectors = vectors.to(next(layer.parameters()).dtype)
     states = []
     for direction in ("", "_reverse") if layer.bidirectional else ("",):
         given = vectors.gather(1, turned.expand_as(vectors)) if direction else vectors
