@@ -101,8 +101,9 @@ def test_real_models_and_looks_at_their_attention(children: Children, runs: Path
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
 @pytest.mark.parametrize("model", ["transformer", "recurrent"])
 def test_the_curves_of_real_models_over_a_hundred_steps(
-    children: Children, runs: Path, model: str, parallel: str
+    children: Children, runs: Path, model: str, parallel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("children.LIMIT", 1200.0)  # seconds; a hundred steps of four processes
     order: dict[str, Any] = {"model": model, "config": {**CONFIG, "max_steps": 100, "log_every": 1}}
     alone = runs / f"hundred {model}"
     if not alone.exists():
