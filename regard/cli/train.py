@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from regard.cli.progress import TrainingProgress
-from regard.training.launch import is_first
+from regard.errors import ConfigError
+from regard.training.launch import is_first, of_this_machine
 
 
 def train(
@@ -28,7 +29,10 @@ def train(
     from regard.tasks.recipe import read_yaml, validated, with_overrides
     from regard.tasks.run import train as train_run
 
-    values = with_overrides(read_yaml(recipe), overrides or [])
+    try:
+        values = with_overrides(read_yaml(recipe), overrides or [])
+    except ConfigError as error:
+        raise of_this_machine(error) from None  # another machine may have another recipe, or none
     checked = validated(task_of(values.get("task"), str(recipe)).recipe, values, str(recipe))
     folder = run or Path("runs") / recipe.stem
     if not is_first():  # one of several processes, of which the first one prints

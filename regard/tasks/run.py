@@ -22,7 +22,7 @@ from regard.errors import ConfigError, RegardError, TrainingError
 from regard.tasks import run_directory
 from regard.tasks.job import Job, batch_stream
 from regard.tasks.jobs import task_of
-from regard.tasks.recipe import plain
+from regard.tasks.recipe import differences, plain
 from regard.tasks.sections import AutoBudget, Recipe, with_root
 from regard.training.batch_budget import Found, find_batch_tokens, kept_batch_tokens
 from regard.training.launch import num_on_this_machine
@@ -46,6 +46,7 @@ def train(recipe: Recipe, folder: Path, *, origin: str = "recipe", watcher: Watc
     """
     with opened() as world:
         watcher = watcher if watcher is not None and world.is_first else Silent()
+        _check_alike(recipe, origin, world)
         check_parts(recipe.training.accumulate, world)
         data = world.in_turn(lambda: with_root(recipe.data, Path(origin), _downloads_told(watcher)))
         recipe = recipe.model_copy(update={"data": data})
@@ -76,6 +77,17 @@ def _hold(held: ExitStack, recipe: Recipe, folder: Path, origin: str) -> bool:
             raise ConfigError(f"{folder}: holds {foreign[0]} and no {run_directory.RECIPE}, so it is no run; {remedy}")
     held.enter_context(run_directory.opened(folder, json.loads(json.dumps(plain(recipe))), origin))
     return is_new
+
+
+def _check_alike(recipe: Recipe, origin: str, world: World) -> None:
+    """Raises: ConfigError where this process, on another machine perhaps, has another recipe than the first one."""
+    mine = json.loads(json.dumps(plain(recipe)))
+    others = differences(world.first(lambda: mine), mine)
+    if others:
+        keys = ", ".join(f"`{key}`" for key in others)
+        raise ConfigError(
+            f"{origin}: not the recipe of process 1, it differs in {keys}; start all with the same recipe"
+        )
 
 
 def _check_shared(folder: Path, world: World) -> None:

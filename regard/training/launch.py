@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from regard.errors import ConfigError
+from regard.errors import ConfigError, OfOneProcess
 
 MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -61,3 +61,14 @@ def is_first() -> bool:
         return launched().rank == 0
     except ConfigError:
         return True
+
+
+def of_this_machine(error: ConfigError) -> ConfigError | OfOneProcess:
+    """A mistake that may be this machine's alone, as it is to be raised: one process of each machine tells it."""
+    try:
+        launch = launched()
+    except ConfigError:
+        return error
+    if launch.rank == 0 or launch.local_rank > 0:
+        return error
+    return OfOneProcess(f"process {launch.rank + 1} of {launch.size}: {error}")

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from regard.errors import ConfigError, OfOneProcess, TrainingError
-from regard.training.launch import Launch, is_first, launched, num_on_this_machine
+from regard.training.launch import Launch, is_first, launched, num_on_this_machine, of_this_machine
 from regard.training.processes import World, _meeting, check_parts, is_silence, lost, opened
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29"}
@@ -53,6 +53,21 @@ def test_the_first_one_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_first()
     monkeypatch.setenv("RANK", "none")
     assert is_first(), "somebody must tell the mistake"
+
+
+def test_a_mistake_of_one_machine_is_told_by_one_of_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ConfigError("r.yaml: no such recipe")
+    assert of_this_machine(error) is error
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert of_this_machine(error) is error, "the second one of its machine"
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    told = of_this_machine(error)
+    assert isinstance(told, OfOneProcess) and str(told) == "process 4 of 5: r.yaml: no such recipe"
+    monkeypatch.setenv("RANK", "0")
+    assert of_this_machine(error) is error, "it speaks anyway"
+    monkeypatch.setenv("RANK", "many")
+    assert of_this_machine(error) is error
 
 
 def test_who_speaks_is_known_without_torch() -> None:
