@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli import demo, evaluate, generate, train, translate
+from regard.cli import caption, demo, evaluate, generate, train, translate
 from regard.errors import Interrupted, OfOneProcess, RegardError
 from regard.training.launch import is_first
 
@@ -29,6 +29,7 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("translate")(translate.translate)
 app.command("generate")(generate.generate)
+app.command("caption")(caption.caption)
 app.command("evaluate")(evaluate.evaluate)
 
 

@@ -55,9 +55,10 @@ def summary(result: dict[str, Any], folder: Path) -> list[str]:
         f"(validation {max(validation['candidates'].values()):.4g})"
     ]
     for scores in result["test"]:
+        scoring = f"{scores['scoring']} " if "scoring" in scores else ""
         for name, metric in scores["metrics"].items():
             low, high = metric["interval"]
             interval = f"[{low:.2f}, {high:.2f}]"
-            lines.append(f"test {scores['scoring']} {name} {metric['value']:.2f} {interval}  {metric['signature']}")
+            lines.append(f"test {scoring}{name} {metric['value']:.2f} {interval}  {metric['signature']}")
     lines.append(f"model: {folder / 'model'}")
     return lines

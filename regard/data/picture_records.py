@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from regard.data.readers import DataSpec, read
 from regard.data.records import BadRecords, OnBad, Origin, Record
@@ -35,6 +35,8 @@ class PictureSpec:
     images: str | None = None
     columns: dict[str, str | int] | None = None  # tables: source and target to column; None: file and caption
     where: dict[str, str] = field(default_factory=dict)  # tables: column to the value that a row must have there
+    # How `path` is read; None: a folder as classes, .json as COCO's captions, anything else as a table.
+    format: Literal["table", "coco", "classes"] | None = None
 
     def resolved(self, folder: Path) -> PictureSpec:
         """The same with relative paths taken from `folder`."""
@@ -69,10 +71,13 @@ def read_pictures(
     tally = BadRecords() if report is None else report
     folder = spec.folder()
     path = Path(spec.path)
-    if path.is_dir():
+    form = spec.format or ("classes" if path.is_dir() else "coco" if path.suffix.lower() == ".json" else "table")
+    if form == "classes":
+        if not path.is_dir():
+            raise DataError(f"{path}: no such folder, expected one with a folder for each class; check the path")
         rows = _classes(path)
         folder = path
-    elif spec.path.lower().endswith(".json"):
+    elif form == "coco":
         rows = _coco(spec, tally, on_bad)
     else:
         rows = _table(spec, tally, on_bad)

@@ -95,6 +95,21 @@ def load_picture(source: Path | bytes, size: PictureSize | None = None, *, name:
     return _fitted(colour, size)
 
 
+def thumbnail(source: Path | bytes, longest: int, *, name: str | None = None) -> np.ndarray:
+    """The whole picture with its longer side at most `longest` pixels, uint8 [height, width, 3]: to draw on.
+
+    Raises: as `load_picture`.
+    """
+    name = name or (str(source) if isinstance(source, Path) else "picture")
+    pillow = _pillow()
+    with _opened(source, name) as image:
+        _draft(image, PictureSize(min(longest, MOST_SIDE), min(longest, MOST_SIDE)))
+        colour = _in_colour(pillow.ImageOps.exif_transpose(image, in_place=False), name)
+    scale = min(longest / max(colour.size), 1.0)
+    width, height = (max(round(side * scale), 1) for side in colour.size)
+    return np.asarray(colour.resize((width, height), pillow.Image.Resampling.BILINEAR, reducing_gap=3.0))
+
+
 def load_pictures(paths: Sequence[Path], size: PictureSize, workers: int = 0) -> Iterator[LoadedPicture | PictureError]:
     """Each picture in its place, or why there is none. workers: processes that decode; 0: this one does.
 

@@ -61,7 +61,16 @@ def _generate() -> Task:
     return Task(GenerateRecipe, GenerateJob, Generator, evaluate_directory)
 
 
-TASKS: dict[str, Callable[[], Task]] = {"translate": _translate, "generate": _generate}
+def _caption() -> Task:
+    from regard.tasks.caption.captioner import Captioner
+    from regard.tasks.caption.evaluation import evaluate_directory
+    from regard.tasks.caption.job import CaptionJob
+    from regard.tasks.caption.recipe import CaptionRecipe
+
+    return Task(CaptionRecipe, CaptionJob, Captioner, evaluate_directory)
+
+
+TASKS: dict[str, Callable[[], Task]] = {"translate": _translate, "generate": _generate, "caption": _caption}
 
 
 def task_of(name: object, origin: str = "recipe") -> Task:
