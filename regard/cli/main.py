@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli import caption, demo, evaluate, generate, train, translate
+from regard.cli import caption, classify, demo, evaluate, generate, train, translate
 from regard.errors import Interrupted, OfOneProcess, RegardError
 from regard.training.launch import is_first
 
@@ -30,6 +30,7 @@ app.command("train")(train.train)
 app.command("translate")(translate.translate)
 app.command("generate")(generate.generate)
 app.command("caption")(caption.caption)
+app.command("classify")(classify.classify)
 app.command("evaluate")(evaluate.evaluate)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -70,3 +72,29 @@ class TextColumn:
 
     def about(self) -> dict[str, Any]:
         return {"vocab_size": len(self.tokenizer), "tokenizer": self.fingerprint()}
+
+
+class LabelColumn:
+    """Classes: the place of a label among those that are known, an array of one position."""
+
+    position_shape: tuple[int, ...] = ()
+    records_at_once = 4096
+    dtype = np.dtype("<u2")
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self.labels = tuple(labels)
+        self._places = {label: place for place, label in enumerate(self.labels)}
+
+    def arrays(self, fields: Sequence[str]) -> list[np.ndarray | Refused]:
+        return [
+            np.array([self._places[label]], dtype=self.dtype)
+            if label in self._places
+            else Refused(f"unknown label {label[:40]!r} in")
+            for label in fields
+        ]
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        return {"labels": list(self.labels)}

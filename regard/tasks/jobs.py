@@ -70,7 +70,31 @@ def _caption() -> Task:
     return Task(CaptionRecipe, CaptionJob, Captioner, evaluate_directory)
 
 
-TASKS: dict[str, Callable[[], Task]] = {"translate": _translate, "generate": _generate, "caption": _caption}
+def _classify() -> Task:
+    from regard.tasks.classify.evaluation import evaluate_directory
+    from regard.tasks.classify.job import ClassifyJob
+    from regard.tasks.classify.labeller import Labeller
+    from regard.tasks.classify.recipe import ClassifyRecipe
+
+    return Task(ClassifyRecipe, ClassifyJob, Labeller, evaluate_directory)
+
+
+def _pretrain() -> Task:
+    from regard.tasks.pretrain.evaluation import evaluate_directory
+    from regard.tasks.pretrain.filler import Filler
+    from regard.tasks.pretrain.job import PretrainJob
+    from regard.tasks.pretrain.recipe import PretrainRecipe
+
+    return Task(PretrainRecipe, PretrainJob, Filler, evaluate_directory)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "translate": _translate,
+    "generate": _generate,
+    "caption": _caption,
+    "classify": _classify,
+    "pretrain": _pretrain,
+}
 
 
 def task_of(name: object, origin: str = "recipe") -> Task:

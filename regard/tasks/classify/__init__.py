@@ -1,0 +1,1 @@
+"""Classification: an input in, a label and its probability out."""

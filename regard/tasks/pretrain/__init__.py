@@ -1,0 +1,1 @@
+"""Pre-training: an encoder learns from bare text, for another task to begin with."""
