@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli import caption, classify, demo, evaluate, generate, train, translate
+from regard.cli import caption, classify, demo, evaluate, generate, look, train, transcribe, translate
 from regard.errors import Interrupted, OfOneProcess, RegardError
 from regard.training.launch import is_first
 
@@ -31,7 +31,9 @@ app.command("translate")(translate.translate)
 app.command("generate")(generate.generate)
 app.command("caption")(caption.caption)
 app.command("classify")(classify.classify)
+app.command("transcribe")(transcribe.transcribe)
 app.command("evaluate")(evaluate.evaluate)
+app.command("look")(look.look)
 
 
 def _version(wanted: bool) -> None:

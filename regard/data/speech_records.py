@@ -9,12 +9,14 @@
 | features | a manifest (tsv) of the frames of an array that holds all utterances one after the other |
 
 Columns of a manifest, under names of its own with `columns`: audio and text; begin (seconds) where the clip is a part
-of the file; duration (seconds), which is compared with what the file holds. Of features: start, frames (rows) and text.
+of the file; duration (seconds), which is compared with what the file holds; words, a list of [word, begin, end] in
+seconds of the clip, where the true places are known. Of features: start, frames (rows) and text.
 What cannot be used is counted with its file and line, or stops the reading; it never disappears silently.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +33,7 @@ from regard.inputs.sound import SoundError, sound_info
 ROLES = ("source", "target")
 SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
 FORMATS = ("jsonl", "tsv", "kaldi", "folder", "features")
-COLUMNS = ("audio", "text", "begin", "duration", "start", "frames")
+COLUMNS = ("audio", "text", "begin", "duration", "words", "start", "frames")
 # How far a manifest's duration may be from the sound's: rounding, and the frame that a lossy format adds at its end.
 DURATION_SLACK_SECONDS = 0.1
 DURATION_SLACK_SHARE = 0.02
@@ -106,7 +108,8 @@ def read_speech(
     report: BadRecords | None = None,
     limit: int | None = None,
 ) -> Iterator[Record]:
-    """Streams records with the fields "source" (a `Clip.to_field`) and "target" (the transcript).
+    """Streams records with the fields "source" (a `Clip.to_field`), "target" (the transcript) and, where the places of
+    the words are known, "words" (JSON: [[word, begin, end], ...], seconds).
 
     on_bad, report, limit: as for `readers.read`. Every file's header is looked at, so that a clip that is missing,
     empty, cut off or no sound, and a duration that lies, are found here, with the manifest's line.
@@ -122,14 +125,19 @@ def read_speech(
         for found, origin in rows:
             text = found.get("text")
             clip = _clip(found)
-            reason = _unusable_text(text) or (clip if isinstance(clip, str) else _unusable_clip(clip, found, seen))
+            words = _words(found.get("words"))
+            reason = _unusable_text(text) or (
+                "words that are no list of [word, begin, end] in source" if words is None else None
+            )
+            reason = reason or (clip if isinstance(clip, str) else _unusable_clip(clip, found, seen))
             if reason is not None:
                 reject(reason, origin)
                 continue
             assert isinstance(clip, Clip) and isinstance(text, str)
             for speed in spec.speeds:
                 num_good += 1
-                yield Record({"source": replace(clip, speed=speed).to_field(), "target": text.strip()}, origin)
+                fields = {"source": replace(clip, speed=speed).to_field(), "target": text.strip()}
+                yield Record(fields | ({"words": words} if words and speed == 1.0 else {}), origin)
                 if num_good == limit:
                     return
         if not num_good:
@@ -148,6 +156,18 @@ def _unusable_text(text: Any) -> str | None:
     except UnicodeEncodeError:
         return "undecodable target"
     return None if text.strip() else "empty target"
+
+
+def _words(value: Any) -> str | None:
+    """The places of words as JSON, empty where there are none; None for what is no such list."""
+    if value in (None, ""):
+        return ""
+    try:
+        listed = json.loads(value) if isinstance(value, str) else value
+        placed = [(str(word), float(begin), float(end)) for word, begin, end in listed]
+    except (TypeError, ValueError):
+        return None
+    return json.dumps(placed) if all(0 <= begin <= end < 1e9 for _, begin, end in placed) else None
 
 
 def _clip(found: Mapping[str, Any]) -> Clip | str:
@@ -213,7 +233,7 @@ def _rows(spec: SpeechSpec, reject: formats.Reject) -> Iterator[Row]:
 
 def _manifest(spec: SpeechSpec, form: str, path: Path, reject: formats.Reject) -> Iterator[Row]:
     needed = ["text", "start", "frames"] if form == "features" else ["audio", "text"]
-    optional = [] if form == "features" else ["begin", "duration"]
+    optional = [] if form == "features" else ["begin", "duration", "words"]
     chosen = [*spec.where, *spec.where_not]
     names = {name: spec.columns.get(name, name) for name in [*needed, *optional]}
     if form == "jsonl":

@@ -1,4 +1,4 @@
-"""Subword and character tokenizers: text to ids and back, with the place of every token in the text.
+"""Subword, word and character tokenizers: text to ids and back, with the place of every token in the text.
 
 All kinds work on UTF-8 bytes, so that any text can be encoded and none is lost: an unseen letter, an emoji or a
 combining mark becomes several byte tokens. `decode(encode(text))` gives the text back exactly, but for
@@ -60,19 +60,20 @@ class TokenizerConfig:
     __pydantic_config__: ClassVar[dict] = {"extra": "forbid"}
 
     # "bpe": merges of frequent pairs of bytes. "unigram": the likeliest pieces under a unigram model. "characters":
-    # each by itself; of those that take several bytes the frequent ones, the others stay bytes.
-    kind: Literal["bpe", "unigram", "characters"]
-    # Number of ids, with the 4 special ones and the 256 bytes; of characters the most that there may be.
+    # each by itself; of those that take several bytes the frequent ones, the others stay bytes. "whole-words": those
+    # that are frequent; others are spelled in bytes. That suits speech of few words, which says no part of one.
+    kind: Literal["bpe", "unigram", "characters", "whole-words"]
+    # Number of ids, with the 4 special ones and the 256 bytes; of characters and whole words the most there may be.
     vocab_size: int
     lowercase: bool = False  # fold letter case away before anything else; decoding cannot bring it back
     normalization: Literal["none", "nfc", "nfkc"] = "none"  # Unicode normal form; "none" keeps every text as it is
-    min_frequency: int = 2  # but for unigram: a pair of bytes seen less often is never merged
+    min_frequency: int = 2  # but for unigram: a pair of bytes (or a word) seen less often is never merged
 
     def __post_init__(self) -> None:
         problems = []
         smallest = len(SPECIAL_TOKENS) + NUM_BYTES
-        if self.kind not in ("bpe", "unigram", "characters"):
-            problems.append(f"tokenizer.kind is {self.kind!r}, expected bpe, unigram or characters")
+        if self.kind not in ("bpe", "unigram", "characters", "whole-words"):
+            problems.append(f"tokenizer.kind is {self.kind!r}, expected bpe, unigram, characters or whole-words")
         if self.vocab_size < smallest:
             problems.append(
                 f"tokenizer.vocab_size is {self.vocab_size}, expected at least {smallest}"
@@ -128,7 +129,9 @@ class Tokenizer:
             ]
         )
         seen = _Counted(texts)
-        if config.kind != "unigram":
+        if config.kind == "whole-words":
+            inner.model = _word_model(inner, seen, config)
+        elif config.kind != "unigram":
             trainer = trainers.BpeTrainer(
                 vocab_size=config.vocab_size,
                 min_frequency=config.min_frequency,
@@ -145,7 +148,7 @@ class Tokenizer:
                 " one text; check the data's path and columns"
             )
         trained = inner.get_vocab_size()
-        if trained < config.vocab_size and config.kind != "characters":
+        if trained < config.vocab_size and config.kind not in ("characters", "whole-words"):
             raise ConfigError(
                 f"tokenizer.vocab_size is {config.vocab_size}, but {seen.num_texts} texts give only {trained} subwords;"
                 f" set tokenizer.vocab_size to {trained} or less"
@@ -358,6 +361,19 @@ def _unigram_model(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size
     # Few enough digits that reading them back from JSON gives the same number.
     scored = [(piece, round(score, 6)) for piece, score in pieces]
     return models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *scored], Tokenizer.UNK)
+
+
+def _word_model(inner: tokenizers.Tokenizer, texts: Iterable[str], config: TokenizerConfig) -> models.BPE:
+    """Byte pairs without any merge, in which the frequent words of `texts` are whole; ties in the order of letters."""
+    words: Counter[str] = Counter()
+    for text in texts:
+        words.update(word for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)))
+    pieces = [*SPECIAL_TOKENS, *sorted(_byte_of_letter())]
+    known = set(pieces)
+    for word, count in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+        if len(pieces) < config.vocab_size and count >= config.min_frequency and word not in known:
+            pieces.append(word)
+    return models.BPE({piece: place for place, piece in enumerate(pieces)}, [], ignore_merges=True)
 
 
 def _byte_of_letter() -> dict[str, int]:

@@ -40,7 +40,13 @@ def _translate() -> Demo:
     return demo
 
 
-DEMOS: dict[str, Callable[[], Demo]] = {"translate": _translate}
+def _transcribe() -> Demo:
+    from regard.tasks.transcribe.demo import demo
+
+    return demo
+
+
+DEMOS: dict[str, Callable[[], Demo]] = {"translate": _translate, "transcribe": _transcribe}
 
 
 def demo_of(task: str) -> Demo:

@@ -88,12 +88,22 @@ def _pretrain() -> Task:
     return Task(PretrainRecipe, PretrainJob, Filler, evaluate_directory)
 
 
+def _transcribe() -> Task:
+    from regard.tasks.transcribe.evaluation import evaluate_directory
+    from regard.tasks.transcribe.job import TranscribeJob
+    from regard.tasks.transcribe.recipe import TranscribeRecipe
+    from regard.tasks.transcribe.transcriber import Transcriber
+
+    return Task(TranscribeRecipe, TranscribeJob, Transcriber, evaluate_directory)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "translate": _translate,
     "generate": _generate,
     "caption": _caption,
     "classify": _classify,
     "pretrain": _pretrain,
+    "transcribe": _transcribe,
 }
 
 

@@ -73,9 +73,12 @@ def write_manifest(folder: Path, name: str, chosen: Sequence[Phrase]) -> Path:
             file.setframerate(phrase.sample_rate)
             file.writeframes((phrase.samples * 32767).astype("<i2").tobytes())
         seconds = round(len(phrase.samples) / phrase.sample_rate, 4)
-        begins = [round(begin, 4) for begin in phrase.begins]
-        line = {"audio": str(path), "text": phrase.text, "duration": seconds}
-        lines.append(json.dumps({**line, "word_begins": begins, "words_end": round(phrase.end, 4)}) + "\n")
+        ends = (*phrase.begins[1:], phrase.end)
+        words = [
+            [word, round(begin, 4), round(end, 4)]
+            for word, begin, end in zip(phrase.words, phrase.begins, ends, strict=True)
+        ]
+        lines.append(json.dumps({"audio": str(path), "text": phrase.text, "duration": seconds, "words": words}) + "\n")
     manifest = folder / f"{name}.jsonl"
     manifest.write_text("".join(lines))
     return manifest

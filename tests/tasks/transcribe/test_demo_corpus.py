@@ -62,7 +62,8 @@ def test_manifests_are_read_back(made, tmp_path: Path):
     assert [one.fields["target"] for one in records] == [one.text for one in made["test"]]
     assert Path(Clip.of_field(records[0].fields["source"]).path).is_file()
     first = json.loads(manifest.read_text().splitlines()[0])
-    assert first["word_begins"] == pytest.approx(made["test"][0].begins, abs=1e-3)
+    assert [begin for _, begin, _ in first["words"]] == pytest.approx(made["test"][0].begins, abs=1e-3)
+    assert json.loads(records[0].fields["words"])[-1][2] == pytest.approx(made["test"][0].end, abs=1e-3)
 
 
 def test_voices_that_are_not_there_and_a_missing_extra(monkeypatch):

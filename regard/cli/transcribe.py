@@ -1,0 +1,163 @@
+"""`regard transcribe`: sound files in, their words out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from regard.cli.attention_file import check_attention_path, write_attention
+from regard.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from regard.attention.records.record import AttentionRecord
+    from regard.tasks.transcribe.result import Transcript, Word
+
+FORMATS = ("text", "json", "srt", "vtt")
+IN_MEMORY_BYTES = 1 << 24  # of standard input; what is longer waits in a temporary file
+
+Item = tuple[str, "Transcript | DataError"]
+
+
+def transcribe(
+    model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
+    files: Annotated[
+        list[str] | None, typer.Argument(help='Sound files (WAV, FLAC, OGG, MP3); "-" reads one from standard input.')
+    ] = None,
+    timestamps: Annotated[str | None, typer.Option(help="Also say when: word or segment.")] = None,
+    form: Annotated[str | None, typer.Option("--format", help="text, json, srt or vtt.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As --format json: a JSON object for each file.")] = False,
+    attention: Annotated[Path | None, typer.Option(help="Write what was attended to: .html .png .svg .jsonl.")] = None,
+    beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; 1 is greedy.")] = None,
+    ctc_weight: Annotated[float | None, typer.Option(help="CTC's share of the votes, 0 to 1.")] = None,
+    language_model: Annotated[
+        Path | None, typer.Option(help="Directory of a language model of the same tokens.")
+    ] = None,
+    language_weight: Annotated[float | None, typer.Option(help="Of the language model's votes.")] = None,
+    length_reward: Annotated[float | None, typer.Option(help="Nats for each token.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Most tokens of one window of sound.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+) -> None:
+    """Transcribe sound files with a trained model. A long file is heard in windows that overlap, as a stream.
+
+    A file that cannot be read is reported and the rest is done; an empty line, or {"error": ...} as JSON, keeps its
+    place, and the exit status is 2.
+    """
+    chosen, level = _choices(form, timestamps, as_json=as_json)
+    check_attention_path(attention)
+    if not files:
+        raise ConfigError('nothing to do: give a sound file, or "-" for one on standard input')
+    if files.count("-") > 1:
+        raise ConfigError('"-" stands twice; standard input holds one file')
+    from regard.tasks.load import load
+    from regard.tasks.transcribe.transcriber import Transcriber
+
+    transcriber = load(model, device=device, dtype=dtype)
+    if not isinstance(transcriber, Transcriber):
+        raise ConfigError(f"{model}: not a speech model; train one with a recipe whose task is transcribe")
+    changes: dict[str, Any] = {
+        "beam_size": beam_size,
+        "ctc_weight": ctc_weight,
+        "language_model": None if language_model is None else str(language_model),
+        "language_weight": language_weight,
+        "length_reward": length_reward,
+        "max_length": max_length,
+    }
+    decoding = transcriber.decoding_with(**{name: value for name, value in changes.items() if value is not None})
+    all_good, records = True, cast("list[AttentionRecord]", [])
+    told = 0  # parts of subtitles so far
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
+        found = transcriber.transcribe_each(
+            _sounds(files, spooled), decoding, timestamps=level is not None, attention=attention is not None
+        )
+        for number, one in enumerate(found):
+            name = "standard input" if files[number] == "-" else files[number]
+            if isinstance(one, DataError):
+                all_good = False
+                typer.echo(f"regard: error: {one}", err=True)
+            else:
+                records += one.attentions
+            lines, told = _printed(name, one, chosen, level, told, is_first=number == 0, is_only=len(files) == 1)
+            for line in lines:
+                typer.echo(line)
+    if attention is not None:
+        write_attention(records, attention, "sound in which a decoder attended to anything")
+    if not all_good:
+        raise typer.Exit(2)
+
+
+def _choices(
+    form: str | None, timestamps: str | None, *, as_json: bool
+) -> tuple[str, Literal["word", "segment"] | None]:
+    if as_json and form not in (None, "json"):
+        raise ConfigError(f"--json and --format {form} contradict each other; give one")
+    chosen = "json" if as_json else form or "text"
+    if chosen not in FORMATS:
+        raise ConfigError(f"--format {chosen}: expected one of {', '.join(FORMATS)}")
+    if timestamps not in (None, "word", "segment"):
+        raise ConfigError(f"--timestamps {timestamps}: expected word or segment")
+    if timestamps is None and chosen in ("srt", "vtt"):
+        timestamps = "segment"
+    return chosen, cast('Literal["word", "segment"] | None', timestamps)
+
+
+def _sounds(files: Sequence[str], spooled: IO[bytes]) -> Iterator[Any]:
+    for file in files:
+        if file != "-":
+            yield Path(file)
+            continue
+        shutil.copyfileobj(sys.stdin.buffer, spooled)
+        spooled.seek(0)
+        yield spooled
+
+
+def _printed(
+    name: str,
+    found: Transcript | DataError,
+    form: str,
+    level: Literal["word", "segment"] | None,
+    told: int,
+    *,
+    is_first: bool,
+    is_only: bool,
+) -> tuple[list[str], int]:
+    """The lines of one file, and how many parts of subtitles there are so far."""
+    from regard.tasks.transcribe.subtitles import srt, vtt
+
+    if isinstance(found, DataError):
+        if form == "json":
+            return [json.dumps({"source": name, "error": str(found)}, ensure_ascii=False)], told
+        return [""] if form == "text" else [], told
+    if form == "json":
+        return [json.dumps({**found.to_json(level), "source": name}, ensure_ascii=False)], told
+    parts: Sequence[Word] = ()
+    if level is not None:
+        parts = found.words if level == "word" else found.segments()
+    if form == "srt":
+        return [srt(parts, told + 1)], told + len(parts)
+    if form == "vtt":
+        text = vtt(parts, note="" if is_only else name)
+        return [text if is_first else text.removeprefix("WEBVTT\n\n")], told
+    if level is None:
+        return [" ".join(found.text.split())], told
+    return [f"{part.begin:.2f}\t{part.end:.2f}\t{part.text}" for part in parts] + ([] if is_only else [""]), told
+
+
+def attended(transcriber: Any, files: Sequence[str]) -> tuple[list[AttentionRecord], list[DataError]]:
+    """What a speech model attended to in sound files, and what could not be read; for `regard look`."""
+    records: list[AttentionRecord] = []
+    errors: list[DataError] = []
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
+        for one in transcriber.transcribe_each(_sounds(files, spooled), attention=True):
+            if isinstance(one, DataError):
+                errors.append(one)
+            else:
+                records += one.attentions
+    return records, errors

@@ -1,0 +1,148 @@
+"""From what was found in the windows of a sound to its transcript: text, words with times, records of attention."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from regard.attention.observation import Observation
+from regard.attention.records.record import AttentionRecord, Axis
+from regard.inputs.front_end import FrontEndConfig
+from regard.inputs.text import Tokenizer
+from regard.tasks.transcribe.result import Transcript, Word
+from regard.tasks.transcribe.search import Found
+from regard.tasks.transcribe.windows import joined, quietest_place
+from regard.tasks.transcribe.word_times import Method, Placement, Times, by_attention, by_ctc, edges, energy_of
+
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What one window said. words: with times from the sound's beginning; energy: of its frames, logarithms."""
+
+    text: str
+    score: float
+    tokens: tuple[str, ...]
+    finished: bool
+    words: tuple[Word, ...]
+    attention: AttentionRecord | None
+    begin_seconds: float
+    end_seconds: float
+    energy: np.ndarray
+    shift_seconds: float
+
+
+def heard_of(
+    found: Found | None,
+    frames: np.ndarray | None,
+    tokenizer: Tokenizer,
+    front_end: FrontEndConfig,
+    method: Method,
+    placement: Placement,
+    *,
+    begin_seconds: float,
+    seconds: float,
+    with_words: bool,
+    with_attention: bool,
+) -> Heard:
+    """One window; found and frames: None where nothing was to be heard in it."""
+    shift, end = front_end.shift_seconds, begin_seconds + seconds
+    if found is None or frames is None:
+        return Heard("", 0.0, (), True, (), None, begin_seconds, end, np.zeros(0), shift)
+    text, spans = tokenizer.spans(found.tokens)
+    energy = energy_of(torch.from_numpy(frames), front_end.kind == "mfcc")
+    words: tuple[Word, ...] = ()
+    if with_words:
+        placed = word_frames(found, text, spans, energy, method, placement)
+        words = tuple(
+            Word(text[slice(*span)], begin_seconds + first * shift, min(begin_seconds + last * shift, end))
+            for span, (first, last) in placed
+        )
+    record = attention_record(found, text, spans, tokenizer, shift, begin_seconds) if with_attention else None
+    tokens = tuple(tokenizer.tokens_of(found.tokens))
+    return Heard(text, found.score, tokens, found.finished, words, record, begin_seconds, end, energy.numpy(), shift)
+
+
+def word_frames(
+    found: Found,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    energy: torch.Tensor,
+    method: Method,
+    placement: Placement,
+) -> list[tuple[tuple[int, int], Times]]:
+    """Of each word of the text its characters and its frames, by `method`, or by the other one where it finds none."""
+    words = [match.span() for match in _WORD.finditer(text)]
+    return list(zip(words, edges(word_cores(found, words, spans, method), energy, placement), strict=True))
+
+
+def word_cores(
+    found: Found, words: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], method: Method
+) -> list[Times]:
+    """The frames that said each word. words, spans: characters of words and of tokens."""
+    places: list[Times] | None = None
+    for chosen in (method, "attention" if method == "ctc" else "ctc"):
+        if places is None and chosen == "ctc" and found.ctc is not None:
+            places = by_ctc(found.ctc, found.tokens)
+        elif places is None and chosen == "attention":
+            places = by_attention(found.attention, len(found.tokens))
+    if places is None:  # neither knows: words spread evenly are better than none
+        count, vectors = max(len(found.tokens), 1), max(found.num_vectors, 1)
+        places = [(vectors * place // count, vectors * (place + 1) // count) for place in range(len(found.tokens))]
+    cores = []
+    for begin, end in words:
+        mine = [place for place, (first, last) in zip(places, spans, strict=True) if min(last, end) > max(first, begin)]
+        first, last = (mine[0][0], mine[-1][1]) if mine else (0, 1)
+        cores.append((first * found.stride, last * found.stride))
+    return cores
+
+
+def attention_record(
+    found: Found,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    tokenizer: Tokenizer,
+    shift_seconds: float,
+    begin_seconds: float,
+) -> AttentionRecord | None:
+    """Where the decoder looked: tokens over vectors, whose names are their times. None without a decoder."""
+    if not found.attention:
+        return None
+    step = found.stride * shift_seconds
+    times = tuple(f"{begin_seconds + place * step:.2f}" for place in range(found.num_vectors))
+    key = Axis("", times, ((0, 0),) * len(times))
+    ids = [*found.tokens, *([Tokenizer.EOS] if found.finished else [])]
+    tokens = tuple(tokenizer.tokens_of(ids))
+    ends = (*spans, *([(len(text), len(text))] if found.finished else []))
+    layers = {
+        name: Observation(rows=rows[None, :, : len(tokens)], row_index=torch.arange(len(tokens)))
+        for name, rows in found.attention.items()
+    }
+    return AttentionRecord(layers, Axis(text, tokens, tuple(ends)), key)
+
+
+def assembled(name: str, seconds: float, heard: Sequence[Heard], timestamps: Method | None) -> Transcript:
+    """The transcript of a sound of these windows."""
+    records = tuple(one.attention for one in heard if one.attention is not None)
+    finished = all(one.finished for one in heard)
+    score = sum(one.score for one in heard)
+    tokens = tuple(token for one in heard for token in one.tokens)
+    if len(heard) == 1:
+        [only] = heard
+        words = only.words if timestamps else ()
+        return Transcript(name, only.text, score, tokens, seconds, words, timestamps, records, finished)
+    cuts = []
+    for one, following in itertools.pairwise(heard):
+        first = round((following.begin_seconds - one.begin_seconds) / one.shift_seconds)
+        cuts.append(quietest_place(one.energy[first:], following.begin_seconds, one.end_seconds, one.shift_seconds))
+    all_words = joined([one.words for one in heard], cuts)
+    text = " ".join(word.text for word in all_words)
+    return Transcript(
+        name, text, score, tokens, seconds, tuple(all_words) if timestamps else (), timestamps, records, finished
+    )

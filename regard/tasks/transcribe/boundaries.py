@@ -1,0 +1,162 @@
+"""How near the times of words come to the true ones, beside what chance comes to; and the way of finding them that is
+nearest.
+
+Measured on utterances whose true times are known, with their reference texts forced, so that an error of the text is
+none of time. For chance the memory's vectors are shuffled: what said a word then stands anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regard.attention.observation import Observe
+from regard.decoding.force import force
+from regard.inputs.text import Tokenizer
+from regard.models.encoder_decoder import EncoderDecoder
+from regard.models.memory import Memory
+from regard.tasks.transcribe.assembly import word_cores
+from regard.tasks.transcribe.search import Found, cross_attention
+from regard.tasks.transcribe.transcriber import Transcriber
+from regard.tasks.transcribe.word_times import PLACEMENTS, Method, Placement, Times, edges, energy_of
+
+TOLERANCE_SECONDS = 0.06
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One utterance: the frames that said each word, its energy, and the true (begin, end) of each word, seconds.
+
+    shuffled: the frames that said each word once the memory's vectors are in random order.
+    """
+
+    cores: list[Times]
+    shuffled: list[Times]
+    energy: Tensor
+    true: list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """within: share of boundaries (beginnings and ends) within the tolerance; shuffled: the same with the memory's
+    vectors in random order. median_seconds: of the distances. num: boundaries measured."""
+
+    method: Method
+    placement: Placement
+    within: float
+    shuffled: float
+    median_seconds: float
+    num: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "placement": {"share": self.placement.share, "offset_frames": self.placement.offset_frames},
+            "tolerance_seconds": TOLERANCE_SECONDS,
+            "within": self.within,
+            "shuffled": self.shuffled,
+            "median_seconds": self.median_seconds,
+            "num": self.num,
+        }
+
+    def line(self) -> str:
+        return (
+            f"word boundaries by {self.method}: {self.within:.1%} of {self.num} within "
+            f"{TOLERANCE_SECONDS * 1000:.0f} ms (median {self.median_seconds * 1000:.0f} ms); with shuffled vectors "
+            f"{self.shuffled:.1%}"
+        )
+
+
+@torch.no_grad()
+def timed(
+    transcriber: Transcriber,
+    frames: Sequence[np.ndarray],
+    texts: Sequence[str],
+    words: Sequence[str],
+    method: Method,
+    *,
+    seed: int = 1,
+) -> list[Timed]:
+    """frames [frames, bins], reference texts, and true places of the words (JSON, as records have them) of utterances.
+
+    Empty where the model cannot tell times by this method.
+    """
+    model, front_end = transcriber.model, transcriber.config.front_end
+    if (model.ctc is None) if method == "ctc" else not isinstance(model, EncoderDecoder):
+        return []
+    chance = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    found = []
+    for one, text, places in zip(frames, texts, words, strict=True):
+        true = [(begin, end) for _, begin, end in json.loads(places)]
+        [ids] = transcriber.tokenizer.encode_ids([text])
+        said, spans = transcriber.tokenizer.spans(ids)
+        said_words = [match.span() for match in re.finditer(r"\S+", said)]
+        if len(said_words) != len(true):
+            continue
+        memories, _ = model.encode(torch.from_numpy(one)[None].to(device), torch.tensor([len(one)], device=device))
+        memory = memories["source"]
+        forced = _forced(transcriber, memory, ids, method)
+        order = torch.randperm(forced.num_vectors, generator=chance)
+        mixed = Found(
+            ids,
+            0.0,
+            True,
+            {layer: rows[:, :, order] for layer, rows in forced.attention.items()},
+            None if forced.ctc is None else forced.ctc[order],
+            forced.num_vectors,
+            forced.stride,
+        )
+        energy = energy_of(torch.from_numpy(one), front_end.kind == "mfcc")
+        cores, shuffled = (word_cores(seen, said_words, spans, method) for seen in (forced, mixed))
+        found.append(Timed(cores, shuffled, energy, true))
+    return found
+
+
+def measured(
+    found: Sequence[Timed],
+    method: Method,
+    placement: Placement,
+    shift_seconds: float,
+    *,
+    begins_alone: bool = False,
+) -> Boundaries | None:
+    """How near these come. shift_seconds: from frame to frame. begins_alone: leaves ends out, for truths that know
+    beginnings only. None without any utterance."""
+    distances: dict[bool, list[float]] = {False: [], True: []}
+    for one in found:
+        for is_shuffled, cores in ((False, one.cores), (True, one.shuffled)):
+            for (first, last), (begin, end) in zip(edges(cores, one.energy, placement), one.true, strict=True):
+                distances[is_shuffled].append(abs(first * shift_seconds - begin))
+                if not begins_alone:
+                    distances[is_shuffled].append(abs(last * shift_seconds - end))
+    if not distances[False]:
+        return None
+    within = {key: float(np.mean(np.array(values) <= TOLERANCE_SECONDS)) for key, values in distances.items()}
+    median = float(np.median(distances[False]))
+    return Boundaries(method, placement, within[False], within[True], median, len(distances[False]))
+
+
+def nearest(found: Sequence[Timed], method: Method, shift_seconds: float) -> Boundaries | None:
+    """The placement that comes nearest on these utterances: validation's, never a test set's."""
+    tried = [one for placement in PLACEMENTS if (one := measured(found, method, placement, shift_seconds)) is not None]
+    return max(tried, key=lambda one: (one.within, -one.median_seconds), default=None)
+
+
+def _forced(transcriber: Transcriber, memory: Memory, ids: list[int], method: Method) -> Found:
+    """The reference as if it had been found."""
+    model, count = transcriber.model, int(memory.lengths)
+    ctc = model.ctc(memory.vectors)[0, :count].cpu() if method == "ctc" and model.ctc is not None else None
+    rows: dict[str, Tensor] = {}
+    if method == "attention" and isinstance(model, EncoderDecoder):
+        outputs = torch.tensor([[*ids, Tokenizer.EOS]], device=memory.vectors.device)
+        forced = force(model.decoder, {"source": memory}, outputs, bos=Tokenizer.BOS, observe=Observe(rows="all"))
+        [rows] = cross_attention(forced.attention, memory, [len(ids) + 1])
+    return Found(ids, 0.0, True, rows, ctc, count, memory.stride)
