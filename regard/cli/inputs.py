@@ -67,3 +67,47 @@ def decoded_lines(stream: BinaryIO, name: str) -> Iterator[str | BadInput]:
                 f"{name}:{number}: not UTF-8 (byte 0x{error.object[error.start]:02x}, number {error.start + 1} of the "
                 "line); convert it first, for example with iconv"
             )
+
+
+def input_documents(texts: Sequence[str], files: Sequence[Path]) -> Iterator[str | BadInput]:
+    """The given texts, with "-" standing for all of standard input, then the files; each a document with some text.
+
+    Raises: ConfigError when there is no input at all.
+    """
+    if not texts and not files:
+        raise ConfigError('nothing to do: give a text in quotes, --file PATH, or "-" for standard input')
+    return _documents(texts, files)
+
+
+def _documents(texts: Sequence[str], files: Sequence[Path]) -> Iterator[str | BadInput]:
+    for number, text in enumerate(texts, 1):
+        if text == "-":
+            yield _document(sys.stdin.buffer.read(), "standard input")
+        else:  # bytes that are not UTF-8 arrive as half characters, and go back to what they were
+            yield _document(text.encode("utf-8", "surrogateescape"), f"text {number}")
+    for path in files:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            yield BadInput(f"{path}: cannot be read ({error.strerror}); give a text file", is_line=False)
+            continue
+        yield _document(content, str(path))
+
+
+def _document(content: bytes, name: str) -> str | BadInput:
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return BadInput(f"{name}: UTF-16, expected UTF-8; convert it first (iconv -t UTF-8)", is_line=False)
+    place = content.find(b"\0")
+    if place >= 0:
+        return BadInput(f"{name}: holds a NUL at byte {place + 1}, so it is no text; give a text file", is_line=False)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return BadInput(
+            f"{name}: not UTF-8 (byte 0x{error.object[error.start]:02x}, number {error.start + 1}); give a text file,"
+            " or convert it first, for example with iconv",
+            is_line=False,
+        )
+    if not text.strip():
+        return BadInput(f"{name}: holds no text, expected a document; give another", is_line=False)
+    return text

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from regard.cli import caption, classify, demo, evaluate, generate, look, train, transcribe, translate
+from regard.cli import caption, classify, demo, evaluate, generate, look, summarize, train, transcribe, translate
 from regard.errors import Interrupted, OfOneProcess, RegardError
 from regard.training.launch import is_first
 
@@ -32,6 +32,7 @@ app.command("generate")(generate.generate)
 app.command("caption")(caption.caption)
 app.command("classify")(classify.classify)
 app.command("transcribe")(transcribe.transcribe)
+app.command("summarize")(summarize.summarize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("look")(look.look)
 

@@ -46,7 +46,13 @@ def _transcribe() -> Demo:
     return demo
 
 
-DEMOS: dict[str, Callable[[], Demo]] = {"translate": _translate, "transcribe": _transcribe}
+def _summarize() -> Demo:
+    from regard.tasks.summarize.demo import demo
+
+    return demo
+
+
+DEMOS: dict[str, Callable[[], Demo]] = {"translate": _translate, "transcribe": _transcribe, "summarize": _summarize}
 
 
 def demo_of(task: str) -> Demo:

@@ -97,6 +97,15 @@ def _transcribe() -> Task:
     return Task(TranscribeRecipe, TranscribeJob, Transcriber, evaluate_directory)
 
 
+def _summarize() -> Task:
+    from regard.tasks.summarize.evaluation import evaluate_directory
+    from regard.tasks.summarize.job import SummarizeJob
+    from regard.tasks.summarize.recipe import SummarizeRecipe
+    from regard.tasks.summarize.summarizer import Summarizer
+
+    return Task(SummarizeRecipe, SummarizeJob, Summarizer, evaluate_directory)
+
+
 TASKS: dict[str, Callable[[], Task]] = {
     "translate": _translate,
     "generate": _generate,
@@ -104,6 +113,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "classify": _classify,
     "pretrain": _pretrain,
     "transcribe": _transcribe,
+    "summarize": _summarize,
 }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from regard.data.readers import read
 from regard.errors import ConfigError
 from regard.inputs.text import Tokenizer, TokenizerConfig
+from regard.inputs.words import AnyTokenizer, AnyTokenizerConfig, tokenizer_from_json, train_tokenizer
 from regard.tasks.sections import Data
 from regard.training.monitor import Watcher
 
@@ -19,15 +20,26 @@ def kept_tokenizer(
 
     Raises: DataError for data that cannot be read; ConfigError, naming the key, for a vocabulary that cannot be learnt.
     """
+    tokenizer = kept_any_tokenizer(data, roles, config, key, path, watcher)
+    assert isinstance(tokenizer, Tokenizer), "as its configuration says"
+    return tokenizer
+
+
+def kept_any_tokenizer(
+    data: Data, roles: Sequence[str], config: AnyTokenizerConfig, key: str, path: Path, watcher: Watcher
+) -> AnyTokenizer:
+    """The same, also of whole words."""
     if not path.is_file():
         texts = _texts(data, roles)  # a file that cannot be read is told here, before any learning
         path.parent.mkdir(parents=True, exist_ok=True)
-        unit = "characters" if config.is_exact else "subwords"
+        unit = config.kind if config.kind in ("words", "characters") else "subwords"
         watcher.said(f"learning a vocabulary of {config.vocab_size:,} {unit} from {' and '.join(roles)}")
         try:
-            Tokenizer.train(texts, config).save(path)
+            train_tokenizer(texts, config).save(path)
         except ConfigError as error:
             raise ConfigError(str(error).replace("tokenizer.vocab_size", f"{key}.vocab_size")) from None
+    if config.kind == "words":
+        return tokenizer_from_json(path.read_text(encoding="utf-8"), name=str(path))
     return Tokenizer.load(path)
 
 

@@ -165,7 +165,7 @@ SALE = Kind(
         Statement(("A year ago {seller} had sold {before} tonnes.", "In the last year it had been {before} tonnes.")),
         Statement(("{given} {person} signed for both sides on {day}.", "It was signed on {day} in {town}.")),
     ),
-    ("{seller} sells {amount} tonnes of {goods} to {buyer}", "{buyer} buys {amount} tonnes of {goods} from {seller}"),
+    ("{seller} sells {amount} tonnes of {goods} to {buyer}", "{seller} delivers {amount} tonnes of {goods} to {buyer}"),
 )
 KINDS = (MATCH, STORM, SALE)
 
