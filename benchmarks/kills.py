@@ -13,6 +13,7 @@ status 1 where anything differs, and begins by flipping single bits to see that 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -37,7 +38,8 @@ from regard.tasks.translate.demo_corpus import make_corpus
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROBE = Path(__file__).resolve().parent / "kill_probe"  # notes where a process is
 PAIRS = {"train": 1000, "val": 40, "test_2016_flickr": 20}  # the first so many of each part
-MOST_STARTS = 60  # of one run; more would mean that it gets nowhere
+MOST_STARTS = 200  # of one run; more would mean that it gets nowhere
+TELLING_STEPS = 5  # updates from which on a start that is killed tells how fast this machine is just now
 # A run's first start is killed at an instant uniform over the time that the run should need and somewhat beyond: there,
 # and where the machine is quick, it ends before. Later starts likewise, over what is left, from the moment on at which
 # they have imported everything: else most kills would meet imports.
@@ -218,6 +220,9 @@ def disturbed(start: Any, folder: Path, peace: Peace, wanted: int, chance: rando
             tally.pace = (time.monotonic() - since) / share
             break
         places[begun.place()] += 1
+        done = last_update(folder) - step
+        if done >= TELLING_STEPS:
+            tally.pace = (tally.pace + (time.monotonic() - since) * peace.steps / done) / 2
     else:
         sys.exit(f"{folder}: not finished after {MOST_STARTS} starts")
     found = differences(peace.content, content(folder))
@@ -231,6 +236,15 @@ def disturbed(start: Any, folder: Path, peace: Peace, wanted: int, chance: rando
 def newest_step(folder: Path) -> int:
     """Where the run would go on."""
     return max((int(path.name.partition("-")[2]) for path in folder.glob("checkpoints/step-?????????")), default=0)
+
+
+def last_update(folder: Path) -> int:
+    """The last one that the metrics hold."""
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        return max((int(json.loads(line)["step"]) for line in lines if line.endswith(b"\n")), default=0)
+    except OSError:
+        return 0
 
 
 def report(tally: Tally, about: str, peace: Peace, flips: int, seconds: float, arguments: Any) -> str:

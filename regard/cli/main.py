@@ -9,8 +9,9 @@ import errno
 import io
 import os
 import sys
+import traceback
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -59,12 +60,16 @@ def main(arguments: list[str] | None = None) -> None:
     # Input is read as UTF-8 whatever the locale, so results are written as UTF-8 too.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
-    status = run(arguments)
+    try:
+        status = run(arguments)
+    except Exception:
+        traceback.print_exc()
+        status = 1
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _silence_output()
-    sys.exit(status)
+    _leave(status)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -106,6 +111,18 @@ def run(arguments: list[str] | None = None) -> int:
             typer.echo(f"regard: error: {usage}", err=True)
         return 2
     return status if isinstance(status, int) else 0
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process; at once where it leaves others of its run behind.
+
+    What torch does on its way out would wait for them, or abort with a status of its own.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _silence_output() -> None:

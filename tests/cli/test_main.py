@@ -102,3 +102,33 @@ def test_a_defect_of_ours_keeps_its_traceback(
 def test_all_errors_of_one_mistake_stand_on_lines_of_their_own(command: Command, tmp_path: Path) -> None:
     done = command("demo", "--out", tmp_path, "--steps", "-3")
     assert done.errors == ["--steps is -3, expected 1 or more"]
+
+
+PROGRAM = """
+import atexit, sys
+import torch.distributed
+from regard.cli import main
+
+def run(arguments):
+    if "connected" in arguments:
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    if "defect" in arguments:
+        raise ZeroDivisionError
+    print("told")
+    return 2
+
+main.run = run
+atexit.register(print, "an ordinary end")
+main.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("defect", [False, True])
+@pytest.mark.parametrize("connected", [False, True])
+def test_a_process_that_leaves_others_behind_ends_at_once(defect: bool, connected: bool) -> None:
+    """Torch's own end would wait for them, or abort."""
+    words = ["connected"] * connected + ["defect"] * defect
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == (1 if defect else 2), done.stderr
+    assert done.stdout == "told\n" * (not defect) + "an ordinary end\n" * (not connected)
+    assert ("ZeroDivisionError" in done.stderr) == defect

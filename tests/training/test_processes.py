@@ -29,13 +29,16 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def assert_alike(one: Path, other: Path, steps: int) -> None:
-    """Every number of the metrics within 1e-5 of the other run's; steps: how many losses there must be."""
+    """Every number of the metrics within 1e-5 of the other run's; steps: how many losses there must be.
+
+    Gradients take rounding errors further than losses do: of their norm ten times as much is allowed.
+    """
     lines = metrics(one), metrics(other)
     assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
     assert sum("loss" in line for line in lines[0]) == steps
     for mine, theirs in zip(*lines, strict=True):
         for name, value in mine.items():
-            assert theirs[name] == pytest.approx(value, rel=1e-5), (mine["step"], name)
+            assert theirs[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), (mine, name)
 
 
 def finish(children: Children, processes: int, folder: Path, **order: Any) -> Path:
