@@ -28,17 +28,17 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_alike(one: Path, other: Path, steps: int) -> None:
-    """Every number of the metrics within 1e-5 of the other run's; steps: how many losses there must be.
+def assert_alike(one: Path, other: Path, steps: int, *, of_norm: float = 1e-5) -> None:
+    """Every number of the metrics within 1e-5 of the other run's, gradients' norms within `of_norm`.
 
-    Gradients take rounding errors further than losses do: of their norm ten times as much is allowed.
+    steps: how many losses there must be.
     """
     lines = metrics(one), metrics(other)
     assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
     assert sum("loss" in line for line in lines[0]) == steps
     for mine, theirs in zip(*lines, strict=True):
         for name, value in mine.items():
-            assert theirs[name] == pytest.approx(value, rel=1e-4 if name == "gradient_norm" else 1e-5), (mine, name)
+            assert theirs[name] == pytest.approx(value, rel=of_norm if name == "gradient_norm" else 1e-5), (mine, name)
 
 
 def finish(children: Children, processes: int, folder: Path, **order: Any) -> Path:
@@ -113,7 +113,9 @@ def test_the_curves_of_real_models_over_a_hundred_steps(
         finish(children, 1, alone, **order)
     order["config"]["parallel"] = parallel
     for processes in (2, 4):
-        assert_alike(alone, finish(children, processes, runs / f"hundred {model} {processes} {parallel}", **order), 100)
+        folder = finish(children, processes, runs / f"hundred {model} {processes} {parallel}", **order)
+        # A recurrence takes rounding errors further in its gradient, 1.02e-5 of the norm, than in its loss, 1.1e-6.
+        assert_alike(alone, folder, 100, of_norm=1e-4 if model == "recurrent" else 1e-5)
 
 
 # -- going on ----------------------------------------------------------------------------------------------------------
