@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,7 +58,7 @@ def caption(
     captioner = load(model, device=device, dtype=dtype)
     if not isinstance(captioner, Captioner):
         raise ConfigError(f"{model}: not a captioning model; train one with a recipe whose task is caption")
-    changes = {
+    changes: dict[str, Any] = {
         "beam_size": beam_size,
         "num_best": num_best,
         "temperature": temperature,

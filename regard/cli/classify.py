@@ -1,10 +1,11 @@
-"""`regard classify`: text in, labels out, a line each."""
+"""`regard classify`: texts or pictures in, labels out, a line each."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,9 +18,11 @@ from regard.errors import ConfigError
 if TYPE_CHECKING:
     from regard.attention.records.record import AttentionRecord
     from regard.tasks.classify.labeller import Labeller
+    from regard.tasks.classify.picture_labeller import PictureLabeller
     from regard.tasks.classify.result import Classification
 
 LINES_AT_ONCE = 1000  # classified before the next are read and these are printed
+PICTURES_AT_ONCE = 64  # likewise
 MOST_SHOWN = 5  # labels a line; --json has all
 
 
@@ -27,7 +30,10 @@ def classify(
     model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
     texts: Annotated[
         list[str] | None,
-        typer.Argument(help='Texts, of pairs with a tab between; "-" reads standard input, a line each.'),
+        typer.Argument(
+            help='Texts, of pairs with a tab between; "-" reads standard input, a line each. Of a model that '
+            'classifies pictures: files; "-" reads one.'
+        ),
     ] = None,
     file: Annotated[list[Path] | None, typer.Option(help="Text file, a line each; may be given again.")] = None,
     attention: Annotated[
@@ -37,21 +43,26 @@ def classify(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
 ) -> None:
-    """Tell the label of texts by a trained classifier, with the probability of each label.
+    """Tell the label of texts, or of pictures, by a trained classifier, with the probability of each label.
 
     An empty line, and one that is not UTF-8, is reported and the rest is done; an empty line, or {"error": ...} with
     --json, keeps its place, and the exit status is 2.
     """
     check_attention_path(attention)
     from regard.tasks.classify.labeller import Labeller
+    from regard.tasks.classify.picture_labeller import PictureLabeller
     from regard.tasks.load import load
 
     labeller = load(model, device=device, dtype=dtype)
-    if not isinstance(labeller, Labeller):
-        raise ConfigError(f"{model}: not a classifier of text; train one with a recipe whose task is classify")
+    if isinstance(labeller, PictureLabeller):
+        told = _of_pictures(labeller, texts or [], file or [], attention=attention is not None)
+    elif isinstance(labeller, Labeller):
+        told = _told(labeller, input_lines(texts or [], file or []), attention=attention is not None)
+    else:
+        raise ConfigError(f"{model}: no classifier; train one with a recipe whose task is classify")
     all_good = True
     records: list[AttentionRecord] = []
-    for found in _told(labeller, input_lines(texts or [], file or []), attention=attention is not None):
+    for found in told:
         if isinstance(found, BadInput):
             all_good = False
             typer.echo(f"regard: error: {found.message}", err=True)
@@ -79,6 +90,20 @@ def _told(
         done = iter(labeller.classify(good, attention=attention))
         for line in part:
             yield line if isinstance(line, BadInput) else next(done)
+
+
+def _of_pictures(
+    labeller: PictureLabeller, texts: Sequence[str], files: Sequence[Path], *, attention: bool
+) -> Iterator[Classification | BadInput]:
+    """One item a picture, in their order."""
+    if not texts or files:
+        raise ConfigError("this model classifies pictures: give their paths, without --file")
+    for begin in range(0, len(texts), PICTURES_AT_ONCE):
+        part = [
+            sys.stdin.buffer.read() if name == "-" else Path(name) for name in texts[begin : begin + PICTURES_AT_ONCE]
+        ]
+        for found in labeller.try_classify(part, attention=attention):
+            yield BadInput(str(found)) if isinstance(found, Exception) else found
 
 
 def _checked(line: str | BadInput, number: int, pairs: bool) -> str | tuple[str, str] | BadInput:

@@ -45,6 +45,9 @@ class ShowAttendTellConfig:
     # What the state begins from. "mean": the mean of all vectors, as in the paper, which tells of the whole picture at
     # once. "learned": the same numbers for every picture, so that nothing is known but what was looked at.
     initial: Literal["mean", "learned"] = "mean"
+    # In training, how often a step's look is kept from the recurrence, though not from the word that it is for. What
+    # was seen earlier is then no safe ground: a word that names something had better look at it itself.
+    forgetting: float = 0.0
     # Without positions, which a recurrence knows by itself; others are refused.
     embedding: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(positions="none", scale_by_root=False))
     head: HeadConfig = field(default_factory=lambda: HeadConfig(bias=True))
@@ -90,6 +93,9 @@ class ShowAttendTellDecoder(nn.Module):
                 f"show-attend-tell: state_dim is {config.state_dim} and attention_dim {config.attention_dim}, expected"
                 " 1 or more"
             )
+        if not 0.0 <= config.forgetting < 1.0:
+            raise ConfigError(f"show-attend-tell: forgetting is {config.forgetting}, expected 0 to below 1")
+        self.forgetting = config.forgetting
         dim, state_dim = config.model_dim, config.state_dim
         self.token_dim = dim
         self.widths = (4 * state_dim, config.attention_dim, 1)  # of what the state says: gates, query, beta
@@ -153,10 +159,15 @@ class ShowAttendTellDecoder(nn.Module):
         )
         of_context = LoopProduct(self.cell.weight_ih[:, self.token_dim :])
         hidden, cell, states, contexts = state.hidden, state.cell, [], []
-        for token in of_tokens.unbind(1):
+        kept = None
+        if self.training and self.forgetting:
+            drawn = torch.rand(*tokens.shape, 1, device=tokens.device) >= self.forgetting
+            kept = drawn.to(state.memory.values.dtype).unbind(1)
+        for place, token in enumerate(of_tokens.unbind(1)):
             gates, query, beta = says(hidden).split(self.widths, dim=-1)
             context = looks.at(query) * torch.sigmoid(beta).to(state.memory.values.dtype)
-            hidden, cell = lstm_update(token + gates, cell, of_context(context))
+            remembered = context if kept is None else context * kept[place]
+            hidden, cell = lstm_update(token + gates, cell, of_context(remembered))
             states.append(hidden)
             contexts.append(context)
         predicted = embedded + self.of_state(torch.stack(states, 1)) + self.of_context(torch.stack(contexts, 1))

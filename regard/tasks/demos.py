@@ -46,13 +46,24 @@ def _transcribe() -> Demo:
     return demo
 
 
+def _caption() -> Demo:
+    from regard.tasks.caption.demo import demo
+
+    return demo
+
+
 def _summarize() -> Demo:
     from regard.tasks.summarize.demo import demo
 
     return demo
 
 
-DEMOS: dict[str, Callable[[], Demo]] = {"translate": _translate, "transcribe": _transcribe, "summarize": _summarize}
+DEMOS: dict[str, Callable[[], Demo]] = {
+    "translate": _translate,
+    "transcribe": _transcribe,
+    "caption": _caption,
+    "summarize": _summarize,
+}
 
 
 def demo_of(task: str) -> Demo:

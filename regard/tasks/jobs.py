@@ -79,6 +79,14 @@ def _classify() -> Task:
     return Task(ClassifyRecipe, ClassifyJob, Labeller, evaluate_directory)
 
 
+def _classify_pictures() -> Task:
+    from regard.tasks.classify.picture_job import PictureClassifyJob, evaluate_directory
+    from regard.tasks.classify.picture_labeller import PictureLabeller
+    from regard.tasks.classify.picture_recipe import PictureClassifyRecipe
+
+    return Task(PictureClassifyRecipe, PictureClassifyJob, PictureLabeller, evaluate_directory)
+
+
 def _pretrain() -> Task:
     from regard.tasks.pretrain.evaluation import evaluate_directory
     from regard.tasks.pretrain.filler import Filler
@@ -111,6 +119,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "generate": _generate,
     "caption": _caption,
     "classify": _classify,
+    "classify-pictures": _classify_pictures,
     "pretrain": _pretrain,
     "transcribe": _transcribe,
     "summarize": _summarize,

@@ -18,16 +18,16 @@ from regard.attention.records.axis import PictureGrid
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
-from regard.errors import ConfigError, DataError, ModelFileError, ShapeError
+from regard.errors import ConfigError, DataError
 from regard.inputs.pictures import LoadedPicture, PictureError, PictureSize, load_picture, load_pictures, thumbnail
 from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
-from regard.tasks.caption.recipe import CHANNELS, check_source
+from regard.tasks.caption.recipe import CHANNELS
 from regard.tasks.caption.result import Caption, caption_of
+from regard.tasks.loading import config_of, fitted, tokenizer_of
 from regard.tasks.recipe import plain, validated
-from regard.tasks.sections import check_ranges
-from regard.training.averaging import load_weights, weights_of
+from regard.training.averaging import weights_of
 
 TOKENIZER = "tokenizer.json"
 DRAWN_PIXELS = 448  # the longer side of the picture that a record keeps
@@ -61,29 +61,9 @@ class Captioner:
         cls, directory: model_directory.ModelDirectory, device: torch.device | str, dtype: torch.dtype
     ) -> Captioner:
         """The model that `save` wrote. Raises: ModelFileError when the files do not fit each other."""
-        path = directory.path / model_directory.CONFIG
-        names = [field.name for field in dataclasses.fields(CaptionerConfig)]
-        about = {name: directory.config[name] for name in names if name in directory.config}
-        if TOKENIZER not in directory.texts:
-            raise ModelFileError(f"{directory.path}: {TOKENIZER} is missing; copy the model directory again")
-        tokenizer = Tokenizer.from_json(directory.texts[TOKENIZER], name=str(directory.path / TOKENIZER))
-        try:
-            config = validated(CaptionerConfig, about, str(path))
-            check_ranges(config.model)
-            check_source(config.model.encoder.embedding)
-            model = EncoderDecoder(CHANNELS, len(tokenizer), config.model)
-        except (ConfigError, ShapeError) as error:  # written by a program, so it is the file that is wrong
-            reason = str(error).removeprefix(f"{path}: ")
-            raise ModelFileError(f"{path}: damaged ({reason}); copy the model directory again") from None
-        wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        found = {name: tuple(tensor.shape) for name, tensor in directory.weights.items()}
-        if wanted != found:
-            wrong = sorted({name for name in wanted | found if wanted.get(name) != found.get(name)})
-            raise ModelFileError(
-                f"{directory.path}: {len(wrong)} weights do not fit the configuration, e.g. {wrong[0]}; copy the"
-                " directory again"
-            )
-        load_weights(model, directory.weights)
+        tokenizer = tokenizer_of(directory, "text")
+        config = config_of(directory, CaptionerConfig)
+        model = fitted(directory, lambda: EncoderDecoder(CHANNELS, len(tokenizer), config.model))
         return cls(model.to(device=device, dtype=dtype), tokenizer, config)
 
     def __repr__(self) -> str:
@@ -92,10 +72,8 @@ class Captioner:
 
     def save(self, folder: Path, card: str = "") -> None:
         """Writes a model directory. card: the text of its README.md."""
-        texts = {TOKENIZER: self.tokenizer.to_json()}
-        if card:
-            texts["README.md"] = card
-        config = json.loads(json.dumps(plain(self.config)))
+        texts = {TOKENIZER: self.tokenizer.to_json()} | ({"README.md": card} if card else {})
+        config = {**json.loads(json.dumps(plain(self.config))), "tokenizers": {"text": TOKENIZER}}
         model_directory.write(folder, task="caption", config=config, weights=weights_of(self.model), texts=texts)
 
     def caption(
@@ -137,7 +115,7 @@ class Captioner:
         batch_pictures: how many are decoded and described at once.
         """
         options = self.options(options, **changes)
-        shown = _shown(pictures)
+        shown = named(pictures)
         results: list[Caption | PictureError] = []
         for begin in range(0, len(shown), batch_pictures):
             part = shown[begin : begin + batch_pictures]
@@ -232,7 +210,7 @@ class Captioner:
         return found, memory.grid
 
 
-def _shown(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
+def named(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
     """Each picture as a path or bytes, and its name. Raises: DataError for anything else."""
     if isinstance(pictures, str | Path | bytes):
         raise DataError("caption: expected a list of pictures, as in caption(['photo.jpg'])")

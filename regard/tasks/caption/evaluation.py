@@ -68,16 +68,18 @@ def evaluate_directory(
         raise ConfigError("--scoring: captions are scored in one way; leave it out")
     search = replace(model.config.decoding, **options)
     search.check()
-    records = read_pictures(test_spec(model, data), on_bad="stop")
+    records = read_pictures(test_spec(model.config.training, data), on_bad="stop")
     said(f"describing {len(records):,} pictures")
     pixels = model.prepared([Path(record.fields["source"]) for record in records])
     found = evaluate(model, pixels, references_of(records), options=search)
     return found, found.outputs
 
 
-def test_spec(model: Captioner, data: str | None) -> PictureSpec:
-    """What to score on. data: a table, COCO's JSON, or a YAML mapping; the test set of the model's recipe unless given.
+def test_spec(training: Mapping[str, Any], data: str | None) -> PictureSpec:
+    """What to score on.
 
+    training: what a model directory says of its making. data: a table, COCO's JSON, or a YAML mapping; the test set of
+    the model's recipe unless given.
     Raises: ConfigError when the recipe names no test set, or the mapping cannot be read.
     """
     if data is not None:
@@ -88,7 +90,7 @@ def test_spec(model: Captioner, data: str | None) -> PictureSpec:
         except yaml.YAMLError:
             raise ConfigError(f"--data {data}: not valid YAML; write it as {{path: FILE, images: FOLDER}}") from None
         return validated(PictureSpec, values, "--data")
-    known: dict[str, Any] = model.config.training.get("recipe", {}).get("data", {})
+    known: dict[str, Any] = training.get("recipe", {}).get("data", {})
     if not known.get("test"):
         raise ConfigError("evaluate: the model's recipe names no test set; give one with --data captions.tsv")
     spec = validated(PictureSpec, known["test"], "the model's recipe")
