@@ -31,6 +31,23 @@ def token_frames(attention: Tensor, *, filter_frames: int = 7) -> list[tuple[int
     return spans
 
 
+def followed(attention: Tensor, *, filter_frames: int = 7) -> Tensor:
+    """How well each head follows the sound, [heads], from 0 to 1: the share of its attention that lies on the frames
+    which warping by this head alone gives to its tokens, the mean over tokens.
+
+    Near 1 for a head that goes through the sound word by word; about 1 / tokens for one that looks everywhere alike, or
+    always at one place. The mean over some utterances tells which heads to warp over; no true times are needed.
+
+    attention: [heads, tokens, frames]; filter_frames: see `token_frames`.
+    """
+    shares = []
+    for head in attention.detach():
+        spans = token_frames(head[None], filter_frames=filter_frames)
+        on_its_frames = [row[begin:end].sum() for row, (begin, end) in zip(head, spans, strict=True)]
+        shares.append(torch.stack(on_its_frames).mean() if on_its_frames else head.new_zeros(()))
+    return torch.stack(shares)
+
+
 def salience(attention: Tensor, *, filter_frames: int = 7) -> Tensor:
     """[heads, tokens, frames] -> [tokens, frames]: how much more each frame gets from a token than from the others.
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regard.errors import ShapeError
-from regard.lens.warping import salience, token_frames, warp
+from regard.lens.warping import followed, salience, token_frames, warp
 
 
 def best_total(benefit: Tensor) -> float:
@@ -87,3 +87,19 @@ def test_what_is_no_attention_is_refused() -> None:
         salience(torch.rand(2, 3, 4), filter_frames=4)
     with pytest.raises(ShapeError, match=r"warp: benefit has shape \(0, 4\)"):
         warp(torch.rand(0, 4))
+
+
+def test_heads_that_follow_the_sound_are_told_from_those_that_do_not() -> None:
+    tokens, frames = 5, 40
+    diagonal = torch.full((tokens, frames), 0.01)
+    for token in range(tokens):
+        diagonal[token, 8 * token : 8 * token + 8] = 1.0
+    everywhere = torch.ones(tokens, frames)
+    one_place = torch.full((tokens, frames), 1e-3)
+    one_place[:, 17] = 1.0
+    backwards = diagonal.flip(0)
+    attention = torch.stack([diagonal, everywhere, one_place, backwards])
+    shares = followed(attention / attention.sum(-1, keepdim=True)).tolist()
+    assert shares[0] > 0.9
+    assert max(shares[1:]) < 0.5
+    assert followed(torch.rand(3, 0, 7)).tolist() == [0.0] * 3
