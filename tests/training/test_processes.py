@@ -70,7 +70,10 @@ def test_the_curve_is_that_of_one_process(
             torch.testing.assert_close(weights_in(theirs, kind)[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("model", ["transformer", "recurrent"])
+@pytest.mark.parametrize(
+    "model",
+    ["transformer", "recurrent", *(pytest.param(name, marks=pytest.mark.long) for name in ("pyramid", "conformer"))],
+)
 def test_real_models_and_looks_at_their_attention(children: Children, runs: Path, model: str) -> None:
     """Tied weights, memories projected outside of their layer, recurrences; looks at the batches of all processes."""
     order: dict[str, Any] = {"model": model, "config": {**CONFIG, "max_steps": 7, "log_every": 1, "attention_every": 3}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,10 @@ from regard.layers.dropout import Dropout
 from regard.layers.feed_forward import FeedForwardConfig
 from regard.layers.head import HeadConfig, OutputHead
 from regard.models.attention_rnn import AttentionRNNConfig
+from regard.models.conformer_encoder import ConformerEncoderConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from regard.models.luong_rnn import LuongRNNConfig
+from regard.models.pyramid_encoder import PyramidEncoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
@@ -150,9 +154,16 @@ def models() -> dict[str, Callable[[], Made]]:
         TransformerDecoderConfig(8, 1, AttentionConfig(heads=2), wide, dropout=0.0),
     )
     recurrent = EncoderDecoderConfig(RecurrentEncoderConfig("recurrent", 6), AttentionRNNConfig("attention-rnn", 10, 7))
+    pyramid = EncoderDecoderConfig(PyramidEncoderConfig("pyramid", 6, 2), LuongRNNConfig("luong-rnn", 8, 12, 2))
+    biased = replace(attention, distance_bias="t5", sink="learned")
+    conformer = EncoderDecoderConfig(
+        ConformerEncoderConfig("conformer", 8, 2, biased, wide, kernel=3), TransformerDecoderConfig(8, 1, biased, wide)
+    )
     return {
         "tiny": lambda: Made(tiny_model(), tiny_objective),
         "transformer": lambda: translating(transformer),
         "without dropout": lambda: translating(still),
         "recurrent": lambda: translating(recurrent),
+        "pyramid": lambda: translating(pyramid),
+        "conformer": lambda: translating(conformer),
     }
