@@ -6,12 +6,13 @@ Importing this package teaches `AttentionRecord.save` the endings .html, .png, .
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from regard.attention.records.record import VIEWS, WRITERS, AttentionRecord
 from regard.lens.alignment import Link, align, alignment_error_rate, from_pharaoh, to_pharaoh
 from regard.lens.gaze import draw_gaze, looks_of, shows_picture, write_gaze_page
+from regard.lens.hearing import draw_hearing, shows_sound, write_hearing_page
 from regard.lens.lines import write_lines
 from regard.lens.page import write_page
 from regard.lens.plot import Drawing, draw, plot
@@ -24,12 +25,14 @@ __all__ = [
     "alignment_error_rate",
     "draw",
     "draw_gaze",
+    "draw_hearing",
     "from_pharaoh",
     "looks_of",
     "plot",
     "to_pharaoh",
     "words_of",
     "write_gaze_page",
+    "write_hearing_page",
     "write_lines",
     "write_page",
 ]
@@ -39,13 +42,21 @@ VIEWS["plot"] = plot
 
 
 def _write_page(records: Sequence[AttentionRecord], path: Path) -> None:
-    about_pictures = bool(records) and all(shows_picture(record) for record in records)
-    (write_gaze_page if about_pictures else write_page)(records, path)
+    chosen: Callable[[Sequence[AttentionRecord], Path], None] = write_page
+    if records and all(shows_picture(record) for record in records):
+        chosen = write_gaze_page
+    elif records and all(shows_sound(record) for record in records):
+        chosen = write_hearing_page
+    chosen(records, path)
 
 
 def _draw(records: Sequence[AttentionRecord], path: Path) -> None:
-    about_pictures = bool(records) and all(shows_picture(record) for record in records)
-    (draw_gaze if about_pictures else draw)(records, path)
+    chosen: Callable[[Sequence[AttentionRecord], Path], None] = draw
+    if records and all(shows_picture(record) for record in records):
+        chosen = draw_gaze
+    elif records and all(shows_sound(record) for record in records):
+        chosen = draw_hearing
+    chosen(records, path)
 
 
 WRITERS[".html"] = _write_page

@@ -1,4 +1,4 @@
-"""What one side of an attention map is about: a text, its tokens, and where each token stands in it; or a picture."""
+"""What one side of an attention map is about: a text and where its tokens stand in it, a picture, or a sound."""
 
 from __future__ import annotations
 
@@ -39,20 +39,45 @@ class PictureGrid:
         return torch.stack([x, y], -1).flatten(0, 1)
 
 
+@dataclass(frozen=True, eq=False)
+class SoundFrames:
+    """A sound as frames, and the stretches of it that are the positions of an axis, one after the other.
+
+    frames: uint8 [num_frames, bins], low frequencies first, 255 the loudest. begin_seconds: where the first one stands.
+    frame_seconds: from frame to frame. frames_a_position: how many of them a position stands for.
+    """
+
+    frames: Tensor
+    begin_seconds: float
+    frame_seconds: float
+    frames_a_position: int
+
+    def __post_init__(self) -> None:
+        assert self.frames.dtype == torch.uint8 and self.frames.ndim == 2
+
+    @staticmethod
+    def of(frames: Tensor, begin_seconds: float, frame_seconds: float, frames_a_position: int) -> SoundFrames:
+        """frames: logarithms of energy, [num_frames, bins]; what is 8 below the loudest (35 dB) is black."""
+        levels = (1.0 + (frames.float() - frames.max().float()) / 8.0).clamp(0.0, 1.0)
+        return SoundFrames((255 * levels).round().to(torch.uint8), begin_seconds, frame_seconds, frames_a_position)
+
+
 @dataclass(frozen=True)
 class Axis:
     """What one side of an attention map is about.
 
     text: the whole text; of a picture its name.
     tokens: one string a position, special tokens included.
-    spans: per token its half-open character range in `text`; empty for special tokens and for the cells of a picture.
-    picture: what the positions lie on, where they are cells of a picture.
+    spans: per token its half-open character range in `text`; empty for special tokens, for the cells of a picture and
+    for stretches of a sound.
+    picture, sound: what the positions lie on, where they are cells of a picture or stretches of a sound.
     """
 
     text: str
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
     picture: PictureGrid | None = field(default=None, compare=False)
+    sound: SoundFrames | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         assert len(self.tokens) == len(self.spans), "one span a token"
@@ -65,6 +90,13 @@ class Axis:
         cells = [f"{row}:{column}" for row in range(1, picture.rows + 1) for column in range(1, picture.columns + 1)]
         return Axis(name, tuple(cells), ((0, 0),) * len(cells), picture)
 
+    @staticmethod
+    def of_sound(name: str, sound: SoundFrames, num_positions: int) -> Axis:
+        """Stretches of a sound, called by the second at which they begin."""
+        step = sound.frame_seconds * sound.frames_a_position
+        times = tuple(f"{sound.begin_seconds + place * step:.2f}" for place in range(num_positions))
+        return Axis(name, times, ((0, 0),) * num_positions, sound=sound)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -73,9 +105,9 @@ def over_words(axis: Axis, words: Sequence[Span]) -> tuple[Axis, Tensor]:
     """The axis over words, and its membership matrix [num_words, num_tokens] of zeros and ones.
 
     A token belongs to the word with which it shares most characters, a lone mark of a word's beginning to the word;
-    what shares none stays a word of its own. A picture has no words: its cells stay as they are.
+    what shares none stays a word of its own. Pictures and sounds have no words: their positions stay as they are.
     """
-    if axis.picture is not None:
+    if axis.picture is not None or axis.sound is not None:
         return axis, torch.eye(len(axis))
     owner: list[tuple[int, int]] = []  # per token: (word, -1), or (-1, token) where it stands for itself
     for index, (begin, end) in enumerate(axis.spans):

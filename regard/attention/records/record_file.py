@@ -22,11 +22,12 @@ from torch import Tensor
 
 from regard.attention.observation import Observation
 from regard.attention.pair_scores import PairScores
-from regard.attention.records.axis import Axis, PictureGrid
+from regard.attention.records.axis import Axis, PictureGrid, SoundFrames
 from regard.attention.records.record_schema import (
     AXIS_PARTS,
     PICTURE_PARTS,
     SIDES,
+    SOUND_PARTS,
     is_axis,
     is_known,
     level_of,
@@ -147,12 +148,21 @@ def _encoded(axis: Axis) -> dict[str, Tensor]:
             "grid": torch.tensor([picture.rows, picture.columns]),
             "box": torch.tensor(picture.box, dtype=torch.float64),
         }
+    sound = axis.sound
+    of_sound = {}
+    if sound is not None:
+        of_sound = {
+            "frames": sound.frames.contiguous(),
+            "seconds": torch.tensor([sound.begin_seconds, sound.frame_seconds], dtype=torch.float64),
+            "frames_a_position": torch.tensor([sound.frames_a_position]),
+        }
     return {
         "text": _bytes(text),
         "tokens": _bytes(b"".join(tokens)),
         "token_ends": torch.tensor([len(token) for token in tokens], dtype=torch.int64).cumsum(0),
         "spans": spans,
         **of_picture,
+        **of_sound,
     }
 
 
@@ -351,6 +361,19 @@ def _axis_reader(path: Path, file: TensorFile, side: str) -> Callable[[], Axis]:
             raise ValueError(f"a box {left, upper, right, lower} that is none")
         return PictureGrid(rows, columns, pixels, (left, upper, right, lower))
 
+    of_sound = [part for part in SOUND_PARTS if f"{side}/{part}" in file.entries]
+    if of_sound and len(of_sound) < len(SOUND_PARTS):
+        raise ValueError(f"its {side} axis has of a sound only {', '.join(of_sound)}")
+
+    def sound() -> SoundFrames | None:
+        if not of_sound:
+            return None
+        frames, seconds, stride = (file.tensor(f"{side}/{part}") for part in SOUND_PARTS)
+        begin, step = seconds.double().tolist()
+        if not frames.numel() or not (math.isfinite(begin) and 0 < step < math.inf) or int(stride) < 1:
+            raise ValueError(f"a sound without frames, or of {begin} and {step} seconds and {int(stride)} frames")
+        return SoundFrames(frames, begin, step, int(stride))
+
     def decoded() -> Axis:
         text, tokens, ends, spans = (file.tensor(f"{side}/{part}") for part in AXIS_PARTS)
         try:
@@ -363,10 +386,10 @@ def _axis_reader(path: Path, file: TensorFile, side: str) -> Callable[[], Axis]:
             found = tuple(
                 packed[begin:end].decode("utf-8", "surrogatepass") for begin, end in itertools.pairwise(places)
             )
-            on = picture(len(found))
+            on, heard = picture(len(found)), sound()
         except ValueError as error:  # what is no UTF-8 among them
             raise _damaged(path, f"{side} axis: {error}") from None
-        return Axis(whole, found, tuple((begin, end) for begin, end in spans.tolist()), on)
+        return Axis(whole, found, tuple((begin, end) for begin, end in spans.tolist()), on, heard)
 
     return decoded
 

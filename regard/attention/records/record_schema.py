@@ -54,7 +54,14 @@ PICTURE_PARTS: dict[str, Part] = {
     "grid": (INTEGERS, ("rows_and_columns",)),
     "box": (FLOATS, ("corners",)),
 }
+# And one that is a sound.
+SOUND_PARTS: dict[str, Part] = {
+    "frames": (BYTES, ("num_frames", "bins")),
+    "seconds": (FLOATS, ("begin_and_step",)),
+    "frames_a_position": (INTEGERS, ("one",)),
+}
 SIDES = ("query", "key")
+_OF_AXES = AXIS_PARTS | PICTURE_PARTS | SOUND_PARTS
 MOST_LEVELS = 64
 
 
@@ -71,13 +78,13 @@ class Shaped(Protocol):
 def is_axis(name: str) -> bool:
     """Whether a tensor is part of an axis and not of a layer."""
     part = name.rpartition("/")[2]
-    return part in AXIS_PARTS or part in PICTURE_PARTS
+    return part in AXIS_PARTS or part in PICTURE_PARTS or part in SOUND_PARTS
 
 
 def is_known(name: str) -> bool:
     """Whether the format has a tensor of this name: "layer/statistic", or "query/text" and the like."""
     owner, _, part = name.rpartition("/")
-    if part in AXIS_PARTS or part in PICTURE_PARTS:
+    if is_axis(name):
         return owner in SIDES
     return part in STATISTICS or 1 <= level_of(part) <= MOST_LEVELS
 
@@ -111,12 +118,12 @@ def _unfit(parts: Mapping[str, Shaped]) -> list[str]:
     """Types, numbers of axes, and sizes that the parts of one layer or axis do not agree upon."""
     found: list[str] = []
     # Name of an axis -> size, and who says so.
-    fixed = {"begin_and_end": 2, "rows_and_columns": 2, "corners": 4, "colours": 3}
+    fixed = {"begin_and_end": 2, "rows_and_columns": 2, "corners": 4, "colours": 3, "begin_and_step": 2, "one": 1}
     sizes: dict[str, tuple[int, str]] = {axis: (size, "the format") for axis, size in fixed.items()}
     loose: list[tuple[str, str, tuple[int, ...], int]] = []  # part, axis, the sizes that it may have unless unknown
     for part, tensor in parts.items():
         level = level_of(part)
-        types, axes = STATISTICS["pooled"] if level > 0 else STATISTICS.get(part) or (AXIS_PARTS | PICTURE_PARTS)[part]
+        types, axes = STATISTICS["pooled"] if level > 0 else STATISTICS.get(part) or _OF_AXES[part]
         if tensor.dtype not in types:
             known = ", ".join(name for name, dtype in DTYPES.items() if dtype in types)
             found.append(f"{part} is of type {str(tensor.dtype).removeprefix('torch.')}, expected {known}")

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from regard.attention.observation import Observation
-from regard.attention.records.record import AttentionRecord, Axis
+from regard.attention.records.axis import Axis, SoundFrames
+from regard.attention.records.record import AttentionRecord
+from regard.inputs.filter_banks import bands_of_cepstra
 from regard.inputs.front_end import FrontEndConfig
 from regard.inputs.text import Tokenizer
 from regard.tasks.transcribe.result import Transcript, Word
@@ -64,7 +66,10 @@ def heard_of(
             Word(text[slice(*span)], begin_seconds + first * shift, min(begin_seconds + last * shift, end))
             for span, (first, last) in placed
         )
-    record = attention_record(found, text, spans, tokenizer, shift, begin_seconds) if with_attention else None
+    record = None
+    if with_attention:
+        sound = SoundFrames.of(spectrogram(frames, front_end), begin_seconds, shift, found.stride)
+        record = attention_record(found, text, spans, tokenizer, sound)
     tokens = tuple(tokenizer.tokens_of(found.tokens))
     return Heard(text, found.score, tokens, found.finished, words, record, begin_seconds, end, energy.numpy(), shift)
 
@@ -103,20 +108,21 @@ def word_cores(
     return cores
 
 
+def spectrogram(frames: np.ndarray, front_end: FrontEndConfig) -> torch.Tensor:
+    """Logarithms of energy [frames, bands], to be looked at, of frames as the front end makes them."""
+    if front_end.kind != "mfcc":
+        return torch.from_numpy(frames)
+    bands = bands_of_cepstra(front_end.convention, front_end.num_cepstra, front_end.num_mels)
+    return torch.from_numpy(frames).double() @ bands.T
+
+
 def attention_record(
-    found: Found,
-    text: str,
-    spans: Sequence[tuple[int, int]],
-    tokenizer: Tokenizer,
-    shift_seconds: float,
-    begin_seconds: float,
+    found: Found, text: str, spans: Sequence[tuple[int, int]], tokenizer: Tokenizer, sound: SoundFrames
 ) -> AttentionRecord | None:
-    """Where the decoder looked: tokens over vectors, whose names are their times. None without a decoder."""
+    """Where the decoder looked: tokens over stretches of the sound. None without a decoder."""
     if not found.attention:
         return None
-    step = found.stride * shift_seconds
-    times = tuple(f"{begin_seconds + place * step:.2f}" for place in range(found.num_vectors))
-    key = Axis("", times, ((0, 0),) * len(times))
+    key = Axis.of_sound("", sound, found.num_vectors)
     ids = [*found.tokens, *([Tokenizer.EOS] if found.finished else [])]
     tokens = tuple(tokenizer.tokens_of(ids))
     ends = (*spans, *([(len(text), len(text))] if found.finished else []))
