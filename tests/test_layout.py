@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -257,6 +259,22 @@ def test_every_file_is_named_for_its_idea_explained_and_short() -> None:
 def test_a_fault_is_found(path: str, source: str, fault: str) -> None:
     [found] = faults(path, source)
     assert fault in found
+
+
+def shared_names(paths: Iterable[Path]) -> list[str]:
+    """Names of modules that several files have: pytest imports tests, and tests their helpers, by name alone."""
+    counts = Counter(path.name for path in paths if path.name not in ("conftest.py", "__init__.py"))
+    return sorted(name for name, count in counts.items() if count > 1)
+
+
+def test_no_two_files_of_the_tests_share_a_name() -> None:
+    assert not shared_names(modules("tests"))
+
+
+def test_a_shared_name_is_found() -> None:
+    assert shared_names([Path("a/conftest.py"), Path("b/conftest.py"), Path("a/test_x.py"), Path("b/test_x.py")]) == [
+        "test_x.py"
+    ]
 
 
 # -- lists that must match the disk ------------------------------------------------------------------------------------
