@@ -9,6 +9,7 @@ What a block's info string says:
     console             lines after "$ " run, and what they print compared; "..." stands for anything
     yaml NAME, tsv NAME a file of that name, for the blocks after it
     yaml recipe, model  every key documented, and every value the default unless its comment says otherwise
+    yaml recipe TASK    every value the default unless its comment says otherwise
     yaml data           a mapping of data specifications
 """
 
@@ -37,6 +38,9 @@ from pydantic import BaseModel
 from regard.cli.main import app, run
 from regard.data.readers import DataSpec
 from regard.models.encoder_decoder import EncoderDecoderConfig
+from regard.tasks.classify.recipe import ClassifyRecipe
+from regard.tasks.generate.recipe import GenerateRecipe
+from regard.tasks.pretrain.recipe import PretrainRecipe
 from regard.tasks.recipe import validated
 from regard.tasks.run import train
 from regard.tasks.translate import demo
@@ -47,7 +51,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 HARMLESS = {"printf", "echo", "cat", "head", "ls", "mkdir"}  # run as they are, inside the test's folder
 ONLY_PARSED = {"make", "pip", "git", "cd", "python3", "tensorboard", "export"}
-SCHEMAS: dict[str, Any] = {"recipe": TranslateRecipe, "model": EncoderDecoderConfig}
+SCHEMAS: dict[str, Any] = {
+    "recipe": TranslateRecipe,
+    "model": EncoderDecoderConfig,
+    "recipe generate": GenerateRecipe,
+    "recipe classify": ClassifyRecipe,
+    "recipe pretrain": PretrainRecipe,
+}
 
 
 class Block(NamedTuple):
@@ -347,8 +357,8 @@ def follow_block(block: Block, place: str, names: dict[str, Any]) -> None:
                 Path(about.removeprefix("slurm ")).write_text(block.content, encoding="utf-8")
         case "console", "":
             check_transcript(block.content)
-        case "yaml", "recipe" | "model":
-            check_defaults(block.content, SCHEMAS[block.about])
+        case "yaml", about if about in SCHEMAS:
+            check_defaults(block.content, SCHEMAS[about])
         case "yaml", "data":
             for name, values in yaml.safe_load(block.content).items():
                 validated(DataSpec, values, name)
