@@ -276,9 +276,10 @@ def undocumented(text: str) -> list[str]:
             raw = yaml.safe_load(block.content)
             named_keys(validated(SCHEMAS[block.about], raw, f"line {block.line}"), raw, found)
     missing = []
+    others = "".join(page.read_text(encoding="utf-8") for page in DOCUMENTS if page.name != "translate.md")
     for kind in configurations_in(TranslateRecipe):
-        # A part that no example holds must be named in words.
-        named = found.get(kind) or {name for name in fields_of(kind) if re.search(rf"\b{name}\b", text)}
+        # A part that no example holds must be named in words, be it on the page of another task that it is made for.
+        named = found.get(kind) or {name for name in fields_of(kind) if re.search(rf"\b{name}\b", text + others)}
         missing += [f"{kind.__name__}.{name}" for name in fields_of(kind) if name not in named]
     return sorted(missing)
 
