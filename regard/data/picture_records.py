@@ -31,7 +31,8 @@ class PictureSpec:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     path: str
-    # Folder that the names of picture files start from. None: the table's own, or `images` in it where that is there.
+    # Folder that the names of picture files start from. None: the table's own, and where a file is not there, `images`
+    # in it.
     images: str | None = None
     columns: dict[str, str | int] | None = None  # tables: source and target to column; None: file and caption
     where: dict[str, str] = field(default_factory=dict)  # tables: column to the value that a row must have there
@@ -47,12 +48,12 @@ class PictureSpec:
         """The files that say which pictures there are, for hashing; none for a folder of classes."""
         return [] if Path(self.path).is_dir() else [Path(self.path)]
 
-    def folder(self) -> Path:
-        """Where the names of picture files start."""
+    def folders(self) -> list[Path]:
+        """Where the names of picture files may start."""
         if self.images is not None:
-            return Path(self.images)
+            return [Path(self.images)]
         beside = Path(self.path).parent
-        return beside / "images" if (beside / "images").is_dir() else beside
+        return [beside, beside / "images"]
 
 
 def read_pictures(
@@ -69,34 +70,33 @@ def read_pictures(
     Raises: DataError for a missing or damaged table, a missing column or folder, and when no record is good.
     """
     tally = BadRecords() if report is None else report
-    folder = spec.folder()
+    folders = spec.folders()
     path = Path(spec.path)
     form = spec.format or ("classes" if path.is_dir() else "coco" if path.suffix.lower() == ".json" else "table")
     if form == "classes":
         if not path.is_dir():
             raise DataError(f"{path}: no such folder, expected one with a folder for each class; check the path")
         rows = _classes(path)
-        folder = path
+        folders = [path]
     elif form == "coco":
         rows = _coco(spec, tally, on_bad)
     else:
         rows = _table(spec, tally, on_bad)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of pictures; give it as images")
+    if spec.images is not None and not folders[0].is_dir():
+        raise DataError(f"{folders[0]}: no such folder of pictures; give it as images")
     texts: dict[str, list[str]] = {}
     origins: dict[str, Origin] = {}
-    missing: dict[str, bool] = {}
+    paths: dict[str, Path | None] = {}
     for name, text, origin in rows:
-        if name not in missing:
-            missing[name] = not (folder / name).is_file()
-        if missing[name]:
+        if name not in paths:
+            paths[name] = next((folder / name for folder in folders if (folder / name).is_file()), None)
+        if paths[name] is None:
             tally.add("no such picture file", origin, on_bad=on_bad)
             continue
         texts.setdefault(name, []).append(" ".join(text.split()))
         origins.setdefault(name, origin)
     records = [
-        Record({"source": str(folder / name), "target": "\n".join(found)}, origins[name])
-        for name, found in texts.items()
+        Record({"source": str(paths[name]), "target": "\n".join(found)}, origins[name]) for name, found in texts.items()
     ]
     if not records:
         raise DataError(f"{spec.path}: no usable picture ({tally.summary()}), expected one or more; check the data")

@@ -12,7 +12,7 @@ place of the picture should be looked at about once over a caption (eq. 14) is p
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -56,14 +56,16 @@ class ShowAttendTellConfig:
 
 @dataclass(frozen=True)
 class ShowAttendTellState:
-    """What is carried from word to word. hidden, cell: [rows, state_dim]."""
+    """What is carried from word to word. hidden, cell: [rows, state_dim]. says: weight and bias of the one product that
+    tells all that a state decides, joined once a caption; no rows."""
 
     hidden: Tensor
     cell: Tensor
     memory: ReadMemory
+    says: tuple[Tensor, Tensor]
 
     def select(self, rows: Tensor) -> ShowAttendTellState:
-        return ShowAttendTellState(self.hidden[rows], self.cell[rows], self.memory.select(rows))
+        return replace(self, hidden=self.hidden[rows], cell=self.cell[rows], memory=self.memory.select(rows))
 
 
 class ShowAttendTellDecoder(nn.Module):
@@ -143,7 +145,11 @@ class ShowAttendTellDecoder(nn.Module):
         assert begin is not None
         both = torch.tanh(begin).to(vectors.dtype).expand(vectors.shape[0], -1)
         hidden, cell = both.chunk(2, dim=-1)
-        return ShowAttendTellState(hidden, cell, ReadMemory.of(self.key(vectors), vectors, memory.lengths))
+        # Its part of the gates, the query, and beta.
+        weight = torch.cat([self.cell.weight_hh, self.query.weight, self.beta.weight])
+        bias = torch.cat([self.cell.bias_hh, self.cell.bias_hh.new_zeros(self.widths[1]), self.beta.bias])
+        read = ReadMemory.of(self.key(vectors), vectors, memory.lengths)
+        return ShowAttendTellState(hidden, cell, read, (weight, bias))
 
     def read(
         self, state: ShowAttendTellState, tokens: Tensor, observe: Observe | None = None
@@ -152,11 +158,7 @@ class ShowAttendTellDecoder(nn.Module):
         looks = Looks("show-attend-tell", state.memory, self._score(), tokens.shape[1], observe)
         embedded = self.dropout(self.embedding(tokens))
         of_tokens = F.linear(embedded, self.cell.weight_ih[:, : self.token_dim], self.cell.bias_ih)
-        # One product tells everything that the state decides: its part of the gates, the query, and beta.
-        says = LoopProduct(
-            torch.cat([self.cell.weight_hh, self.query.weight, self.beta.weight]),
-            torch.cat([self.cell.bias_hh, self.cell.bias_hh.new_zeros(self.widths[1]), self.beta.bias]),
-        )
+        says = LoopProduct(*state.says)
         of_context = LoopProduct(self.cell.weight_ih[:, self.token_dim :])
         hidden, cell, states, contexts = state.hidden, state.cell, [], []
         kept = None
@@ -171,7 +173,7 @@ class ShowAttendTellDecoder(nn.Module):
             states.append(hidden)
             contexts.append(context)
         predicted = embedded + self.of_state(torch.stack(states, 1)) + self.of_context(torch.stack(contexts, 1))
-        after = ShowAttendTellState(hidden, cell, state.memory)
+        after = replace(state, hidden=hidden, cell=cell)
         return self.dropout(torch.tanh(predicted)), after, looks.observations()
 
     def advance(

@@ -107,6 +107,7 @@ def test_a_folder_for_each_class(pictures: Path) -> None:
 def test_other_folders_and_what_is_not_there(pictures: Path) -> None:
     spec = table(pictures, "images/a.jpg\ta cat")
     assert found(PictureSpec(spec.path, images=str(pictures))) == {"a.jpg": ["a cat"]}
+    assert found(spec) == {"a.jpg": ["a cat"]}, "names may start beside the table as well as in `images` there"
     with pytest.raises(DataError, match="no such folder of pictures"):
         read_pictures(PictureSpec(spec.path, images=str(pictures / "nowhere")))
     with pytest.raises(DataError, match="no such file"):

@@ -3,39 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from picture_commands import Done, Trained
 from tiny_pictures import write_pictures, write_recipe
 
 from regard.cli.main import run
-
-
-class Done(NamedTuple):
-    """What a command came to."""
-
-    status: int
-    out: str
-    err: str
-
-
-class Trained(NamedTuple):
-    """A finished run over the pictures in `data`."""
-
-    data: Path
-    run: Path
-
-    @property
-    def model(self) -> Path:
-        return self.run / "model"
-
-    @property
-    def result(self) -> dict:
-        return json.loads((self.run / "result.json").read_text())
 
 
 @pytest.fixture(scope="session")

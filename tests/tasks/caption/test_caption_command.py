@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Done, Trained
+from picture_commands import Done, Trained
 from PIL import Image
 from tiny_pictures import two_colours, write_recipe
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Done, Trained
+from picture_commands import Done, Trained
 
 import regard
 from regard.errors import DataError
