@@ -10,7 +10,7 @@ What a block's info string says:
     yaml NAME, tsv NAME a file of that name, for the blocks after it
     yaml recipe, model  every key documented, and every value the default unless its comment says otherwise
     yaml recipe TASK    every value the default unless its comment says otherwise
-    yaml data           a mapping of data specifications
+    yaml data           a mapping of data specifications; data transcribe: of transcribed sound
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from pydantic import BaseModel
 
 from regard.cli.main import app, run
 from regard.data.readers import DataSpec
+from regard.data.speech_records import SpeechSpec
 from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.tasks.classify.recipe import ClassifyRecipe
 from regard.tasks.generate.recipe import GenerateRecipe
 from regard.tasks.pretrain.recipe import PretrainRecipe
 from regard.tasks.recipe import validated
 from regard.tasks.run import train
+from regard.tasks.transcribe.recipe import TranscribeRecipe
 from regard.tasks.translate import demo
 from regard.tasks.translate.demo_corpus import make_corpus
 from regard.tasks.translate.recipe import TranslateRecipe
@@ -56,6 +58,7 @@ SCHEMAS: dict[str, Any] = {
     "model": EncoderDecoderConfig,
     "recipe generate": GenerateRecipe,
     "recipe classify": ClassifyRecipe,
+    "recipe transcribe": TranscribeRecipe,
     "recipe pretrain": PretrainRecipe,
 }
 
@@ -360,6 +363,9 @@ def follow_block(block: Block, place: str, names: dict[str, Any]) -> None:
             check_transcript(block.content)
         case "yaml", about if about in SCHEMAS:
             check_defaults(block.content, SCHEMAS[about])
+        case "yaml", "data transcribe":
+            for name, values in yaml.safe_load(block.content).items():
+                validated(SpeechSpec, values, name)
         case "yaml", "data":
             for name, values in yaml.safe_load(block.content).items():
                 validated(DataSpec, values, name)
@@ -471,10 +477,7 @@ def test_a_key_that_is_not_documented_is_found() -> None:
     for line, key in (
         ("  label_smoothing: 0.1\n", "TrainingConfig.label_smoothing"),
         ("  min_length: 0  # fewest tokens before the end\n", "DecodingOptions.min_length"),
-        (
-            "  score: additive  # additive (Bahdanau), dot or bilinear (Luong's dot and general)\n",
-            "AttentionRNNConfig.score",
-        ),
+        ("  location_filters: 10\n", "AttentionRNNConfig.location_filters"),
     ):
         assert line in text
         assert undocumented(text.replace(line, "")) == [key]
