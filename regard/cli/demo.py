@@ -13,7 +13,9 @@ from regard.errors import ConfigError
 
 
 def demo(
-    task: Annotated[str, typer.Argument(help="Which job to show: translate or summarize.")] = "translate",
+    task: Annotated[
+        str, typer.Argument(help="Which job to show: translate, summarize, caption or transcribe.")
+    ] = "translate",
     out: Annotated[Path | None, typer.Option(help="Folder for the run, the page and the picture.")] = None,
     seed: Annotated[int, typer.Option(help="Of the corpus, the weights and the order.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Fewer updates, for a quick look with worse figures.")] = None,
