@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from regard.tasks.summarize.result import Summary, SummaryWord
 
 @pytest.fixture(scope="module")
 def corpus() -> DemoCorpus:
-    return make_corpus(3, num_train=600, num_validation=20, num_held_out=40)
+    return make_corpus(3, num_train=500, num_validation=10, num_held_out=30)
 
 
 def test_every_fact_stands_where_it_is_said_to(corpus: DemoCorpus) -> None:
@@ -45,7 +44,7 @@ def test_no_name_of_a_held_out_report_is_in_any_other(corpus: DemoCorpus) -> Non
     texts = [f"{report.source} {report.target}" for report in corpus.train + corpus.validation]
     seen = {word.strip(".,") for text in texts for word in text.split()}
     names = [fact.value for report in corpus.held_out for fact in report.facts if fact.is_name]
-    assert len(names) > 40
+    assert len(names) > 30
     assert not set(names) & seen
 
 
@@ -83,14 +82,12 @@ def test_a_demo_of_two_steps(corpus: DemoCorpus, tmp_path: Path, monkeypatch: py
     assert sorted(path.name for path in folder.iterdir()) == ["copied.html", "copied.png", "run", "text"]
     text = (folder / "text" / "train.tsv").read_text(encoding="utf-8").splitlines()
     assert text[0] == "source\ttarget"
-    assert len(text) == 601
-    assert shown.found.num_reports == 40
+    assert len(text) == 501
+    assert shown.found.num_reports == 30
     assert {"right", "names", "attention", "chance", "train_seconds"} <= shown.to_json().keys()
     assert any("chance" in line for line in shown.lines())
     page = shown.page.read_text(encoding="utf-8")
     assert "regard demo: reports to headlines" in page
-    again = demo.demo(folder, num_steps=2)
-    assert dataclasses.replace(again, train_seconds=0.0).found == shown.found, "the same seed, the same demo"
     (folder / "mine.txt").touch()
     with pytest.raises(DataError, match=r"holds mine.txt, which is of no demo; give a new or empty folder"):
         demo.demo(folder, num_steps=2)
