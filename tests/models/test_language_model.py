@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from regard.attention.observation import Observe
 from regard.decoding.force import force
+from regard.decoding.fusion import LanguageModelScorer
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
 from regard.errors import ConfigError, ModelFileError, ShapeError
@@ -178,6 +179,24 @@ def test_beams_and_rescoring_agree() -> None:
     for hypothesis in found[0]:
         forced = force(model, {}, torch.tensor([hypothesis.tokens]), bos=BOS, prefix=TOKENS[:1])
         assert float(forced.log_prob.detach()) == pytest.approx(hypothesis.log_prob, abs=1e-9)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_it_votes_in_the_search_of_another_model(beam_size: int) -> None:
+    model, voter = build(LLAMA), build(PLAIN, seed=5)
+    found = decode(
+        model,
+        {},
+        DecodingOptions(beam_size=beam_size, num_best=beam_size, max_length=6, length_penalty=0.0),
+        bos=BOS,
+        eos=EOS,
+        prefix=TOKENS,
+        scorers=[LanguageModelScorer(voter, weight=0.7, bos=BOS)],
+    )
+    for row in found:
+        for hypothesis in row:
+            vote = force(voter, {}, torch.tensor([hypothesis.tokens]), bos=BOS).log_prob.detach()
+            assert hypothesis.score == pytest.approx(hypothesis.log_prob + 0.7 * float(vote), abs=1e-9)
 
 
 def test_the_future_cannot_touch_the_past() -> None:
