@@ -84,7 +84,7 @@ def _told(
     labeller: Labeller, lines: Iterator[str | BadInput], *, attention: bool
 ) -> Iterator[Classification | BadInput]:
     """One item an input, in their order."""
-    checked = (_checked(line, number, labeller.config.pairs) for number, line in enumerate(lines, start=1))
+    checked = (_checked(line, number, labeller) for number, line in enumerate(lines, start=1))
     while part := list(itertools.islice(checked, LINES_AT_ONCE)):
         good = [line for line in part if not isinstance(line, BadInput)]
         done = iter(labeller.classify(good, attention=attention))
@@ -106,17 +106,19 @@ def _of_pictures(
             yield BadInput(str(found)) if isinstance(found, Exception) else found
 
 
-def _checked(line: str | BadInput, number: int, pairs: bool) -> str | tuple[str, str] | BadInput:
+def _checked(line: str | BadInput, number: int, labeller: Labeller) -> str | tuple[str, str] | BadInput:
     if isinstance(line, BadInput):
         return line
-    if not line.strip():
-        return BadInput(f"text {number}: empty, expected text; leave it out")
-    if not pairs:
-        return line
-    first, tab, second = line.partition("\t")
-    if not tab or "\t" in second or not first.strip() or not second.strip():
-        return BadInput(f"text {number}: this model classifies pairs; give both texts with one tab between")
-    return first, second
+    source: str | tuple[str, str] = line
+    if labeller.config.pairs and line.strip():
+        first, tab, second = line.partition("\t")
+        if not tab or "\t" in second:
+            return BadInput(f"text {number}: this model classifies pairs; give both texts with one tab between")
+        source = first, second
+    elif not line.strip():
+        return BadInput(f"text {number}: is empty, expected text; leave it out")
+    reason = labeller.refuses(source)
+    return source if reason is None else BadInput(f"text {number}: {reason}")
 
 
 def _line(found: Classification) -> str:

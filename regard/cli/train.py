@@ -58,7 +58,8 @@ def summary(result: dict[str, Any], folder: Path) -> list[str]:
         scoring = f"{scores['scoring']} " if "scoring" in scores else ""
         for name, metric in scores["metrics"].items():
             low, high = metric["interval"]
-            interval = f"[{low:.2f}, {high:.2f}]"
-            lines.append(f"test {scoring}{name} {metric['value']:.2f} {interval}  {metric['signature']}")
+            digits = 2 if high >= 10 else 4  # points of 100, or shares and nats
+            interval = f"[{low:.{digits}f}, {high:.{digits}f}]"
+            lines.append(f"test {scoring}{name} {metric['value']:.{digits}f} {interval}  {metric['signature']}")
     lines.append(f"model: {folder / 'model'}")
     return lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from regard.tasks.classify.job import check_labels, outputs
+from regard.tasks.classify.job import check_labels, check_lengths, outputs
 from regard.tasks.classify.labeller import Labeller
 from regard.tasks.classify.recipe import LABEL, SECOND, SOURCE
 from regard.tasks.classify.scoring import Scores, score
@@ -23,6 +23,7 @@ def evaluate_directory(
     records = evaluation_records(model.config.training, data, roles)
     labels = model.config.labels
     check_labels(records, labels)
+    check_lengths(records, model.tokenizer, model.config.longest)
     said(f"classifying {len(records):,} records")
     probabilities, wanted = outputs(model, records, BATCH_TOKENS)
     known = model.config.training.get("result", {}).get("test", [])

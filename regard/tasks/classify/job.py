@@ -44,9 +44,9 @@ class ClassifyJob(Job[ClassifyRecipe]):
         recipe = self.recipe
         self.labels = self.world.in_turn(self._labels)
         limit = recipe.validation.max_records
+        self.tokenizer = self.world.in_turn(self._tokenizer)
         self.validation = self.world.in_turn(lambda: self._known("validation", limit))
         self.test = self.world.in_turn(lambda: self._known("test"))
-        self.tokenizer = self.world.in_turn(self._tokenizer)
         text = TextColumn(self.tokenizer)
         return self.corpus(
             {role: LabelColumn(self.labels) if role == LABEL else text for role in self.roles}, recipe.data.max_tokens
@@ -81,6 +81,7 @@ class ClassifyJob(Job[ClassifyRecipe]):
     def _known(self, part: str, limit: int | None = None) -> list[Record]:
         records = self.records(part, self.roles, limit)
         check_labels(records, self.labels)
+        check_lengths(records, self.tokenizer, self.recipe.data.max_tokens)
         return records
 
     def _tokenizer(self) -> Tokenizer:
@@ -113,7 +114,8 @@ class ClassifyJob(Job[ClassifyRecipe]):
     def labeller(self, model: nn.Module) -> Labeller:
         """The model with all that it needs to classify."""
         assert isinstance(model, Classifier)
-        config = LabellerConfig(self.recipe.model, self.labels, self.recipe.data.pairs, self.training)
+        data = self.recipe.data
+        config = LabellerConfig(self.recipe.model, self.labels, data.pairs, data.max_tokens, self.training)
         return Labeller(model, self.tokenizer, config)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -156,6 +158,18 @@ def check_labels(records: Sequence[Record], labels: Sequence[str]) -> None:
                 f"{record.origin}: unknown label {record.fields[LABEL][:40]!r}, the model knows {known}; mend the"
                 " record, or train with it"
             )
+
+
+def check_lengths(records: Sequence[Record], tokenizer: Tokenizer, longest: int) -> None:
+    """Raises: DataError naming the first record with a text of more tokens than a model learns from."""
+    for role in (SOURCE, SECOND):
+        given = [record for record in records if role in record.fields]
+        for record, ids in zip(given, tokenizer.encode_ids([one.fields[role] for one in given]), strict=True):
+            if len(ids) >= longest:
+                raise DataError(
+                    f"{record.origin}: {role} has {len(ids) + 1:,} tokens, more than data.max_tokens, {longest}; a"
+                    " score must leave no record out: raise it, or shorten the record"
+                )
 
 
 def as_one_text(record: Record) -> str:

@@ -35,6 +35,7 @@ class LabellerConfig:
     model: ClassifierConfig
     labels: tuple[str, ...]
     pairs: bool
+    longest: int  # the most tokens of a text in training, its end counted; a longer one is refused
     training: dict[str, Any]  # where the model comes from: recipe, data hash, scores; for people and for `evaluate`
 
     def __post_init__(self) -> None:
@@ -75,9 +76,14 @@ class Labeller:
         """The label of each text, or of each pair of texts if the model was trained on pairs; in the same order.
 
         attention: also return what stands behind it. batch_tokens: padded tokens classified at once.
-        Raises: DataError for an empty text, and for something that is not text, or no pair where pairs are wanted.
+        Raises: DataError for what `refuses` refuses.
         """
-        given = [self._texts(number, source) for number, source in enumerate(sources, start=1)]
+        given = []
+        for number, source in enumerate(sources, start=1):
+            reason = self.refuses(source)
+            if reason is not None:
+                raise DataError(f"classify: input {number} {reason}")
+            given.append((source,) if isinstance(source, str) else tuple(source))
         encoded = [self.tokenizer.encode(texts) for texts in given]
         rows = [joined([one.ids for one in parts]) for parts in encoded]
         lengths = np.array([len(ids) + 1 for ids in rows], dtype=np.int64)
@@ -95,14 +101,22 @@ class Labeller:
                 results[place] = self._told(given[place], probabilities[row], record)
         return [results[place] for place in range(len(rows))]
 
-    def _texts(self, number: int, source: Any) -> tuple[str, ...]:
+    def refuses(self, source: Any) -> str | None:
+        """Why an input cannot be classified, in words that follow its name; None where it can."""
         texts = (source,) if isinstance(source, str) else tuple(source) if isinstance(source, tuple | list) else ()
         if len(texts) != 1 + self.config.pairs or not all(isinstance(text, str) for text in texts):
             wanted = "a pair of strings" if self.config.pairs else "a string"
-            raise DataError(f"classify: input {number} is {type(source).__name__}, expected {wanted}")
+            return f"is {type(source).__name__}, expected {wanted}"
         if any(not text.strip() for text in texts):
-            raise DataError(f"classify: input {number} is empty, expected text; leave it out")
-        return texts
+            return "is empty, expected text; leave it out"
+        longest = self.config.longest
+        for text in texts:
+            if len(text.encode("utf-8", "replace")) + 2 <= longest:  # no text has more tokens than bytes and two
+                continue
+            count = len(self.tokenizer.encode_ids([text])[0]) + 1
+            if count > longest:
+                return f"has {count:,} tokens, but the model was trained on at most {longest}; shorten it, or cut it up"
+        return None
 
     @torch.no_grad()
     def _probabilities(self, rows: Sequence[list[int]], attention: bool) -> tuple[np.ndarray, dict[str, torch.Tensor]]:

@@ -152,6 +152,27 @@ def test_what_is_no_text_is_refused(labeller: Labeller, given: list[Any], compla
     assert labeller.classify([]) == []
 
 
+def test_a_text_longer_than_any_in_training_is_refused(labeller: Labeller, model: Path, call: Call) -> None:
+    long = "a film so dull " * 250_000  # a million words
+    with pytest.raises(
+        DataError, match=r"input 2 has [\d,]+ tokens, but the model was trained on at most 64; shorten it"
+    ):
+        labeller.classify(["a film", long])
+    status, out, err = call("classify", model, "-", stdin=f"{long}\na film so dull but warm\n".encode())
+    assert status == 2
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["", "good"]
+    assert "text 1: has" in err
+
+
+def test_a_long_record_of_a_test_set_is_named_before_training(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    write(tmp_path / "test.tsv", [("a film so dull", "bad"), ("a film so dull " * 60, "bad")])
+    with pytest.raises(
+        DataError, match=r"test.tsv:2: source has \d+ tokens, more than data.max_tokens, 64; a score must"
+    ):
+        trained_by(path, tmp_path / "run")
+
+
 # -- the commands ------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +185,7 @@ def test_the_command_prints_labels_with_probabilities(model: Path, call: Call, t
     assert [line.split("\t")[0] for line in lines] == ["bad", "", "", "good"]
     assert lines[0].split("\t")[1].startswith("bad 0.")
     assert "lines.txt:2: not UTF-8" in err
-    assert "text 3: empty, expected text" in err
+    assert "text 3: is empty, expected text" in err
     picture = tmp_path / "why.svg"
     status, out, _ = call("classify", model, "a day so cold but fine", "--json", "--attention", picture)
     assert (status, json.loads(out)["label"]) == (0, "good")
