@@ -44,9 +44,10 @@ class ClassifyJob(Job[ClassifyRecipe]):
         recipe = self.recipe
         self.labels = self.world.in_turn(self._labels)
         limit = recipe.validation.max_records
-        self.tokenizer = self.world.in_turn(self._tokenizer)
         self.validation = self.world.in_turn(lambda: self._known("validation", limit))
         self.test = self.world.in_turn(lambda: self._known("test"))
+        self.tokenizer = self.world.in_turn(self._tokenizer)
+        check_lengths([*self.validation, *self.test], self.tokenizer, recipe.data.max_tokens)
         text = TextColumn(self.tokenizer)
         return self.corpus(
             {role: LabelColumn(self.labels) if role == LABEL else text for role in self.roles}, recipe.data.max_tokens
@@ -81,7 +82,6 @@ class ClassifyJob(Job[ClassifyRecipe]):
     def _known(self, part: str, limit: int | None = None) -> list[Record]:
         records = self.records(part, self.roles, limit)
         check_labels(records, self.labels)
-        check_lengths(records, self.tokenizer, self.recipe.data.max_tokens)
         return records
 
     def _tokenizer(self) -> Tokenizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 class NaiveBayes:
@@ -40,7 +40,7 @@ class NaiveBayes:
         return sum(self.label(text) == label for text, label in zip(texts, labels, strict=True)) / len(texts)
 
 
-def _features(text: str) -> Iterable[str]:
+def _features(text: str) -> list[str]:
     """Each word and pair of a text once: how often a text repeats one says little (Wang and Manning 2012)."""
     words = text.lower().split()
-    return dict.fromkeys([*words, *(" ".join(pair) for pair in itertools.pairwise(words))])
+    return list(dict.fromkeys([*words, *(" ".join(pair) for pair in itertools.pairwise(words))]))
