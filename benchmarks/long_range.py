@@ -227,13 +227,15 @@ def draw(curves: list[Curve], longest: int, path: Path) -> None:
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     panels = figure.subplots(1, len(TASKS), sharey=True)
+    distances = list(curves[0].accuracy)  # drawn evenly, as each doubles the one before
     for panel, task in zip(panels, TASKS, strict=True):
         for one in curves:
             if one.task == task:
-                panel.plot(list(one.accuracy), list(one.accuracy.values()), marker="o", markersize=3, label=one.model)
-        panel.axvline(longest, color="0.6", linestyle="--", linewidth=1)
+                panel.plot(range(len(distances)), one.accuracy.values(), marker="o", markersize=3, label=one.model)
+        panel.axvline(distances.index(longest), color="0.6", linestyle="--", linewidth=1)
         panel.axhline(1 / VALUES, color="0.6", linestyle=":", linewidth=1)
-        panel.set(title=task, xlabel="blanks between memory and question", xscale="symlog", ylim=(-0.02, 1.04))
+        panel.set_xticks(range(len(distances)), [str(distance) for distance in distances])
+        panel.set(title=task, xlabel="blanks between memory and question", ylim=(-0.02, 1.04))
     panels[0].set_ylabel("answers right")
     panels[-1].legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
