@@ -223,9 +223,8 @@ def _strip(record: AttentionRecord, layer: str | None, head: int | None) -> Pict
     height, width = grid.pixels.shape[:2]
     frame_height = FRAME_POINTS * height / width
     top = _top(looks)
-    frames: list[tuple[Tensor, str, tuple[float, float] | None]] = [
-        (_sized(grid.pixels, FRAME_PIXELS), record.key.text if record.key else "", None)
-    ]
+    name = record.key.text.rpartition("/")[2] if record.key else ""
+    frames: list[tuple[Tensor, str, tuple[float, float] | None]] = [(_sized(grid.pixels, FRAME_PIXELS), name, None)]
     frames += [(frame(grid, look.weights, top), look.word, (look.x, look.y)) for look in looks]
     texts: list[Words] = []
     images: list[Image] = []
