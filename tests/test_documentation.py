@@ -39,6 +39,8 @@ from regard.cli.main import app, run
 from regard.data.readers import DataSpec
 from regard.data.speech_records import SpeechSpec
 from regard.models.encoder_decoder import EncoderDecoderConfig
+from regard.tasks.caption.recipe import CaptionRecipe
+from regard.tasks.classify.picture_recipe import PictureClassifyRecipe
 from regard.tasks.classify.recipe import ClassifyRecipe
 from regard.tasks.generate.recipe import GenerateRecipe
 from regard.tasks.pretrain.recipe import PretrainRecipe
@@ -60,6 +62,8 @@ SCHEMAS: dict[str, Any] = {
     "recipe classify": ClassifyRecipe,
     "recipe transcribe": TranscribeRecipe,
     "recipe pretrain": PretrainRecipe,
+    "recipe caption": CaptionRecipe,
+    "recipe classify-pictures": PictureClassifyRecipe,
 }
 
 
