@@ -70,6 +70,8 @@ class TranslateRecipe(Recipe):
             )
         self.data.check_budget()
         check_ranges(self.model)
+        if self.model.copy is not None:
+            raise ConfigError("model.copy is given, but only the task summarize trains a model to copy; remove it")
         if self.model.tie == "all" and not self.tokenizers.joint:
             raise ConfigError(
                 "model.tie is all though tokenizers.joint is false; set tokenizers.joint to true, or model.tie to"

@@ -45,6 +45,10 @@ def test_its_checksums_are_those_of_the_corpus(shared_data: Path) -> None:
         (["model.encoder.num_layer=3"], "unknown key `model.encoder.num_layer`, did you mean `num_layers`?"),
         (["model.encoder.embeding.norm=true"], "unknown key `model.encoder.embeding`, did you mean `embedding`?"),
         (["data.train.paths=a"], "unknown key `data.train.paths`, did you mean `path`?"),
+        (
+            ["model.copy={attention: own}"],
+            "model.copy is given, but only the task summarize trains a model to copy; remove it",
+        ),
         (["training.max_steps=0"], "training: max_steps is 0, expected 1 or more"),
         (["decoding.beam_size=0"], "decoding: beam_size is 0, expected at least 1; 1 is greedy search"),
         (
