@@ -237,7 +237,7 @@ def draw(curves: list[Curve], longest: int, path: Path) -> None:
         panel.set_xticks(range(len(distances)), [str(distance) for distance in distances])
         panel.set(title=task, xlabel="blanks between memory and question", ylim=(-0.02, 1.04))
     panels[0].set_ylabel("answers right")
-    panels[-1].legend(frameon=False)
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
