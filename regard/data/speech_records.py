@@ -235,7 +235,10 @@ def _manifest(spec: SpeechSpec, form: str, path: Path, reject: formats.Reject) -
     needed = ["text", "start", "frames"] if form == "features" else ["audio", "text"]
     optional = [] if form == "features" else ["begin", "duration", "words"]
     chosen = [*spec.where, *spec.where_not]
-    names = {name: spec.columns.get(name, name) for name in [*needed, *optional]}
+    names = {name: spec.columns.get(name, name) for name in needed}
+    # A column that was given another meaning has not its own as well.
+    optional = [name for name in optional if name in spec.columns or name not in names.values()]
+    names |= {name: spec.columns.get(name, name) for name in optional}
     if form == "jsonl":
         columns = {**names, **{f"={name}": name for name in chosen}}
         rows = formats.json_lines(path, columns, reject)
