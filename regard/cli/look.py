@@ -19,7 +19,7 @@ def look(
     model: Annotated[Path, typer.Argument(help="Model directory, RUN/model, or a record (.safetensors).")],
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(help="What the model is to look at: texts, or paths of sounds; none of a record."),
+        typer.Argument(help="What the model is to look at: texts, or paths of sounds or pictures; none of a record."),
     ] = None,
     out: Annotated[Path, typer.Option(help="File to write: .html .png .svg .jsonl .safetensors.")] = Path("look.html"),
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
@@ -36,7 +36,7 @@ def look(
         typer.echo(str(out))
         return
     if not inputs:
-        raise ConfigError("nothing to look at: give a text or the path of a sound, as the model reads")
+        raise ConfigError("nothing to look at: give a text or the path of a sound or picture, as the model reads")
     from regard.tasks.load import load
 
     records, errors = _attended(load(model, device=device), inputs, str(model))
@@ -55,6 +55,12 @@ def _attended(loaded: Any, inputs: Sequence[str], name: str) -> tuple[list[Atten
         from regard.cli.transcribe import attended
 
         return attended(loaded, inputs)
+    for pictures in ("try_captions", "try_classify"):
+        if hasattr(loaded, pictures):
+            found = getattr(loaded, pictures)([Path(one) for one in inputs], attention=True)
+            errors = [one for one in found if isinstance(one, DataError)]
+            records = [one.attention for one in found if not isinstance(one, DataError)]
+            return [record for record in records if record is not None], errors
     if hasattr(loaded, "translate"):
         found = loaded.translate(list(inputs))
         return [one.attention for one in found if one.attention is not None], []

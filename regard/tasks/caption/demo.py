@@ -37,8 +37,8 @@ from regard.tasks.run import train
 from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.monitor import Silent, Watcher
 
-NUM_STEPS = 700
-NUM_TRAIN, NUM_VALIDATION, NUM_HELD_OUT = 4_000, 100, 400
+NUM_STEPS = 1000
+NUM_TRAIN, NUM_VALIDATION, NUM_HELD_OUT = 6_000, 100, 400
 VOCABULARY = 310  # ids with which every word of the captions is one token
 CONTENT = ("scenes", "run", "gaze.html", "gaze.png", "gaze.svg")
 NUM_SHOWN = 4
@@ -141,7 +141,7 @@ def recipe(drawn: Path, *, seed: int, num_steps: int) -> CaptionRecipe:
     """The demo's recipe over the scenes in `drawn`.
 
     The state begins from nothing, so that the decoder knows of a scene what it has looked at and no more, and forgets
-    most looks at once, so that each word looks for itself. With a state that begins from the mean of all vectors the
+    some looks at once, so that each word looks for itself. With a state that begins from the mean of all vectors the
     same model learns pairs by heart, see docs/decisions.md.
     """
     source = ConvolutionConfig(
@@ -167,7 +167,7 @@ def recipe(drawn: Path, *, seed: int, num_steps: int) -> CaptionRecipe:
         model=EncoderDecoderConfig(
             NoEncoderConfig("none", width, source),
             ShowAttendTellConfig(
-                "show-attend-tell", width, width, width, initial="learned", forgetting=0.6, dropout=0.0
+                "show-attend-tell", width, width, width, initial="learned", forgetting=0.3, dropout=0.0
             ),
         ),
         training=TrainingConfig(

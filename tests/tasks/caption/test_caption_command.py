@@ -50,6 +50,15 @@ def test_where_it_looked_is_written(trained: Trained, command: Command, tmp_path
         assert record.key is not None and record.key.picture is not None and record.key.picture.rows == 4
 
 
+def test_regard_look_draws_it_too(trained: Trained, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    picture = trained.data / "images" / "red-green.png"
+    done = command("look", trained.model, picture, tmp_path / "text.png", "--out", tmp_path / "gaze.png")
+    assert done.status == 2 and "text.png: text, expected a picture" in done.err
+    with Image.open(tmp_path / "gaze.png") as drawn:
+        assert drawn.width > 300
+
+
 def test_every_kind_of_file_at_once(trained: Trained, command: Command, tmp_path: Path) -> None:
     """Bad ones are named, each in a line, and the others described."""
     good = two_colours("red", "green", 64)
