@@ -14,6 +14,8 @@ from regard.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from regard.attention.records.record import AttentionRecord
 
+OF_TEXTS = ("translate", "summarize")  # what models do with a list of texts, attention and all
+
 
 def look(
     model: Annotated[Path, typer.Argument(help="Model directory, RUN/model, or a record (.safetensors).")],
@@ -61,7 +63,15 @@ def _attended(loaded: Any, inputs: Sequence[str], name: str) -> tuple[list[Atten
             errors = [one for one in found if isinstance(one, DataError)]
             records = [one.attention for one in found if not isinstance(one, DataError)]
             return [record for record in records if record is not None], errors
-    if hasattr(loaded, "translate"):
-        found = loaded.translate(list(inputs))
-        return [one.attention for one in found if one.attention is not None], []
+    says = next((getattr(loaded, method) for method in OF_TEXTS if hasattr(loaded, method)), None)
+    if says is not None:
+        records, errors = [], []
+        for text in inputs:
+            try:
+                [one] = says([text])
+            except DataError as error:
+                errors.append(error)
+            else:
+                records += [one.attention] if one.attention is not None else []
+        return records, errors
     raise ConfigError(f"{name}: {type(loaded).__name__} shows no attention yet; use its own command's --attention")

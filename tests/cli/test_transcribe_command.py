@@ -147,3 +147,28 @@ def test_nothing_to_do_and_another_model(model, sound, tmp_path, capsys):
     assert "not a translation model" in told(capsys)[1][0]
     assert run(["transcribe", str(tmp_path), str(sound)]) == 2
     assert "config.json" in told(capsys)[1][0]
+
+
+def test_any_model_that_says_what_it_attended_to_is_looked_at(sound, tmp_path, capsys, monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    from regard.attention.observation import Observation
+    from regard.attention.records.axis import Axis
+    from regard.attention.records.record import AttentionRecord
+    from regard.errors import DataError
+
+    def translate(texts: list[str]) -> list[SimpleNamespace]:
+        if texts == ["bad"]:
+            raise DataError("bad: no text")
+        axis = Axis("a b", ("a", "b"), ((0, 1), (2, 3)))
+        layers = {"cross": Observation(rows=torch.eye(2)[None, None], row_index=torch.arange(2))}
+        return [SimpleNamespace(attention=AttentionRecord(layers, axis, axis))]
+
+    monkeypatch.setattr("regard.tasks.load.load", lambda *a, **k: SimpleNamespace(translate=translate))
+    assert run(["look", "model", "a b", "bad", "--out", str(tmp_path / "a.svg")]) == 2
+    assert (tmp_path / "a.svg").is_file() and told(capsys)[1] == ["regard: error: bad: no text"]
+    monkeypatch.setattr("regard.tasks.load.load", lambda *a, **k: SimpleNamespace())
+    assert run(["look", "model", "a", "--out", str(tmp_path / "b.svg")]) == 2
+    assert "shows no attention yet" in told(capsys)[1][0]
