@@ -26,7 +26,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz: what a sound can sensibly be sampled 
 _PREEMPHASIS = 0.97
 # What a filter catches is at least this before the logarithm: the smallest step of float32 near 1, Sphinx' own floor.
 _FLOORS = {"kaldi": float(torch.finfo(torch.float32).eps), "sphinx": 1e-4}
-_FRAMES_AT_ONCE = 8192  # transformed at a time: some tens of megabytes, and the tables stay in the cache
+_FRAMES_AT_ONCE = 512  # transformed at a time: a megabyte
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,24 @@ class FrontEnd:
         """
         checked = [self._checked(sound) for sound in sounds]
         counts = [self.config.num_frames(len(sound)) for sound in checked]
-        if not sum(counts):
-            return [torch.zeros(0, self.config.bins) for _ in checked]
-        joined, starts = self._joined(checked, counts)
-        frames = torch.cat([self._computed(joined, part) for part in starts.split(_FRAMES_AT_ONCE)])
-        return list(frames.float().split(counts))
+        total = sum(counts)
+        result = torch.empty(total, self.config.bins)
+        # One small buffer, filled again and again, stays in the cache; behind a frame it is zero, as the transform wants.
+        buffer = torch.zeros(min(total, _FRAMES_AT_ONCE), self.config.fft_size, dtype=self.dtype)
+        filled = done = 0
+        for sound, count in zip(checked, counts, strict=True):
+            views = self._views(sound, count)
+            begin = 0
+            while begin < count:
+                end = min(begin + len(buffer) - filled, count)
+                self._fill(buffer[filled : filled + end - begin], *(view[begin:end] for view in views))
+                filled, begin = filled + end - begin, end
+                if filled == len(buffer):
+                    result[done : done + filled] = self._transformed(buffer)
+                    filled, done = 0, done + filled
+        if filled:
+            result[done:] = self._transformed(buffer[:filled])
+        return list(result.split(counts))
 
     def of_features(self, features: np.ndarray, name: str = "features") -> np.ndarray:
         """float32 [frames, bins] of frames that another program computed: as they are, or bands of their cepstra.
@@ -165,34 +178,34 @@ class FrontEnd:
             raise DataError("sound: holds samples that are not finite; look at how it was made")
         return tensor
 
-    def _joined(self, sounds: list[Tensor], counts: list[int]) -> tuple[Tensor, Tensor]:
-        """All sounds in one vector, in steps of 16-bit sound, and the place in it where each frame begins."""
+    def _views(self, sound: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """The frames of a sound in steps of 16-bit sound, after pre-emphasis and before it: views [count, samples]."""
         config = self.config
-        parts, starts, begin = [], [], 0
-        for sound, count in zip(sounds, counts, strict=True):
-            if not count:
-                continue
-            needed = (count - 1) * config.shift_samples + config.frame_samples
-            parts.append(F.pad(sound[:needed], (1, max(needed - len(sound), 0))))  # a zero stands before each
-            starts.append(torch.arange(count) * config.shift_samples + begin + 1)
-            begin += needed + 1
-        return torch.cat(parts) * FULL_SCALE, torch.cat(starts)
+        needed = (count - 1) * config.shift_samples + config.frame_samples if count else 0
+        # A zero stands before the first sample.
+        raw = F.pad(sound[:needed], (1, max(needed - len(sound), 0))) * FULL_SCALE
+        filtered = raw[1:] - _PREEMPHASIS * raw[:-1]
+        if not count:
+            return filtered[None, :0], raw[None, :0]
+        size, shift = config.frame_samples, config.shift_samples
+        return filtered.unfold(0, size, shift), raw[1:].unfold(0, size, shift)
 
-    def _computed(self, sound: Tensor, starts: Tensor) -> Tensor:
-        """The frames that begin at `starts`, [frames, bins]."""
-        config, size = self.config, self.config.frame_samples
-        first, last = int(starts[0]), int(starts[-1])
-        piece = sound[first - 1 : last + size]
-        filtered = piece[1:] - _PREEMPHASIS * piece[:-1]
-        places = starts - first
-        frames = filtered.unfold(0, size, 1)[places]
-        if config.convention == "kaldi":
-            # Kaldi filters each frame by itself, after taking off its mean; its first sample has no one before it.
-            raw = piece[1:].unfold(0, size, 1)[places]
-            frames[:, 0] = (1.0 - _PREEMPHASIS) * raw[:, 0]
-            frames -= (1.0 - _PREEMPHASIS) * raw.mean(1, keepdim=True)
-        spectrum = torch.view_as_real(torch.fft.rfft(frames.mul_(self._window), config.fft_size))
-        power = spectrum.square_().sum(-1)
+    def _fill(self, rows: Tensor, filtered: Tensor, raw: Tensor) -> None:
+        """Writes windowed frames to the front of `rows`."""
+        frames = rows[:, : self.config.frame_samples]
+        if self.config.convention == "kaldi":
+            # Kaldi filters each frame by itself, after taking off its mean. Its first sample, which has none before it,
+            # does not matter: Povey's window is 0 there.
+            torch.sub(filtered, (1.0 - _PREEMPHASIS) * raw.mean(1, keepdim=True), out=frames)
+            frames *= self._window
+        else:
+            torch.mul(filtered, self._window, out=frames)
+
+    def _transformed(self, windowed: Tensor) -> Tensor:
+        """[frames, fft_size] -> [frames, bins]."""
+        config = self.config
+        spectrum = torch.fft.rfft(windowed)
+        power = spectrum.real.square() + spectrum.imag.square()
         caught = power @ self._filters
         if config.convention == "kaldi":
             logs = caught.clamp_(min=_FLOORS["kaldi"]).log_()
