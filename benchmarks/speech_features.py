@@ -52,9 +52,18 @@ def theirs(clips: list[np.ndarray]) -> list[np.ndarray]:
     margin = (CONFIG.fft_size - CONFIG.frame_samples) // 2
     for clip in clips:
         power = librosa.feature.melspectrogram(
-            y=np.pad(clip, margin), sr=RATE, n_fft=CONFIG.fft_size, win_length=CONFIG.frame_samples,
-            hop_length=CONFIG.shift_samples, n_mels=MELS, fmin=CONFIG.low_hz, fmax=CONFIG.end_hz, htk=True, norm=None, center=False,
-        )  # fmt: skip
+            y=np.pad(clip, margin),
+            sr=RATE,
+            n_fft=CONFIG.fft_size,
+            win_length=CONFIG.frame_samples,
+            hop_length=CONFIG.shift_samples,
+            n_mels=MELS,
+            fmin=CONFIG.low_hz,
+            fmax=CONFIG.end_hz,
+            htk=True,
+            norm=None,
+            center=False,
+        )
         found.append(np.log(np.maximum(power, 1e-10)).T)
     return found
 

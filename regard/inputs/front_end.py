@@ -129,7 +129,7 @@ class FrontEnd:
         counts = [self.config.num_frames(len(sound)) for sound in checked]
         total = sum(counts)
         result = torch.empty(total, self.config.bins)
-        # One small buffer, filled again and again, stays in the cache; behind a frame it is zero, as the transform wants.
+        # One small buffer, filled again and again, stays in the cache; behind a frame it is 0, as the transform wants.
         buffer = torch.zeros(min(total, _FRAMES_AT_ONCE), self.config.fft_size, dtype=self.dtype)
         filled = done = 0
         for sound, count in zip(checked, counts, strict=True):
@@ -211,7 +211,7 @@ class FrontEnd:
             logs = caught.clamp_(min=_FLOORS["kaldi"]).log_()
         else:
             logs = caught.add_(_FLOORS["sphinx"]).log_()
-        cepstra = logs if self._cosines is None else logs @ self._cosines
+        cepstra: Tensor = logs if self._cosines is None else logs @ self._cosines
         return cepstra if self._bands is None else cepstra @ self._bands
 
 
