@@ -179,9 +179,22 @@ def write_gaze_page(
                 strip=strip,
             )
         )
+    write_frames_page(path, "page_gaze.html", title, notes, articles, frames)
+
+
+def write_frames_page(
+    path: str | Path,
+    template: str,
+    title: str,
+    notes: str | Sequence[str],
+    articles: Sequence[str],
+    frames: list[list[str]],
+) -> None:
+    """Writes a page whose words change the picture above them. template: its asset. frames: of each article the
+    pictures, as addresses of data: without a word, then one a word."""
     paragraphs = [notes] if isinstance(notes, str) else list(notes)
     style, script = asset("page.css") + asset("page_gaze.css"), asset("page_gaze.js")
-    page = Template(asset("page_gaze.html")).substitute(
+    page = Template(asset(template)).substitute(
         title=escape(title),
         notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in paragraphs if note),
         articles="".join(articles),

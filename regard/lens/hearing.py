@@ -20,11 +20,11 @@ from torch import Tensor
 from regard.attention.records.axis import SoundFrames
 from regard.attention.records.record import AttentionRecord
 from regard.errors import ObservationError
-from regard.lens.atomic import write_whole
 from regard.lens.colour import INK, MUTED, STEPS
+from regard.lens.gaze import write_frames_page
 from regard.lens.layout import GAP, MARGIN, Image, Picture, Words, lay_out, shown, width_of
 from regard.lens.maps import as_record, chosen_map, maps_of
-from regard.lens.page import asset, digest, embedded
+from regard.lens.page import asset
 from regard.lens.palette import to_colour_png
 from regard.lens.plot import Drawing, picture_path
 from regard.lens.vector import to_svg
@@ -121,19 +121,7 @@ def write_hearing_page(
                 chart=to_svg(_stacked([_panel(record, words)], "")),
             )
         )
-    paragraphs = [notes] if isinstance(notes, str) else list(notes)
-    style, script = asset("page.css") + asset("page_gaze.css"), asset("page_gaze.js")
-    page = Template(asset("page_hearing.html")).substitute(
-        title=escape(title),
-        notes="".join(f'<p class="note">{escape(note)}</p>\n' for note in paragraphs if note),
-        articles="".join(articles),
-        data=embedded({"frames": frames}),
-        style=style,
-        script=script,
-        style_hash=digest(style),
-        script_hash=digest(script),
-    )
-    write_whole(path, page.encode("utf-8", "replace"))
+    write_frames_page(path, "page_hearing.html", title, notes, articles, frames)
 
 
 def _sound(record: AttentionRecord) -> SoundFrames:
