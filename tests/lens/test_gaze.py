@@ -19,6 +19,7 @@ from regard.attention.records.record import AttentionRecord
 from regard.errors import ConfigError, ModelFileError, ObservationError
 from regard.lens import draw_gaze, looks_of, write_gaze_page
 from regard.lens.gaze import frame
+from regard.lens.page import digest
 from regard.lens.palette import to_colour_png
 
 ROWS, COLUMNS = 3, 4
@@ -102,6 +103,10 @@ def test_a_page_needs_nothing_else_and_escapes_everything(tmp_path: Path) -> Non
     page = (tmp_path / "gaze.html").read_text()
     assert "&lt;Gaze&gt;" in page and "dogs/&lt;one&gt;.jpg" in page and "1 &lt; 2" in page
     assert "<one>" not in page and not re.search(r"(src|href)=\"(?!data:)", page)
+    # A browser runs nothing whose hash the page's own policy does not name.
+    for tag in ("style", "script"):
+        [content] = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert f"{tag}-src '{digest(content)}'" in page
     num_words = len(looks_of(record()))
     assert page.count('class="unit"') == num_words and page.count("<figcaption>") == num_words
     assert "default-src 'none'" in page and "sha256-" in page
