@@ -205,9 +205,8 @@ def disturbed(start: Any, folder: Path, peace: Peace, wanted: int, chance: rando
         tally.starts += 1
         step = newest_step(folder)
         share = max(1.0 - step / peace.steps, ENDING_SHARE) if step else 1.0
-        is_later = folder.exists()
         begun = start(folder)
-        if is_later and not begun.begin(20 * tally.pace + 60):
+        if places and not begun.begin(20 * tally.pace + 60):
             if begun.ended_within(0.0):  # killed when all was done
                 break
             sys.exit(f"{folder}: a start does not get beyond its imports")

@@ -98,8 +98,12 @@ class PlainLoop:
     def __init__(self, model: nn.Module, config: TrainingConfig, dtype: torch.dtype) -> None:
         self.model, self.config, self.dtype = model, config, dtype
         optimizer = config.optimizer
+        matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+        vectors = [parameter for parameter in model.parameters() if parameter.ndim < 2]
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), betas=(optimizer.beta1, optimizer.beta2), eps=optimizer.eps, weight_decay=0.0
+            [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            betas=(optimizer.beta1, optimizer.beta2),
+            eps=optimizer.eps,
         )
         self.step = 0
 

@@ -148,11 +148,11 @@ def check(setting: Setting) -> float:
 
 
 @torch.no_grad()
-def validation_loss(setting: Setting) -> float:
-    """Of regard's model, in float32, nats a real target token."""
+def validation_loss(setting: Setting, smoothing: float = 0.0) -> float:
+    """Of regard's model, in float32, nats a real target token; `smoothing`: of the labels."""
     setting.model.eval()
-    batches, loss = setting.validation_batches(), objective(0.0)
-    total = sum(float(loss(setting.model, batch, torch.float32).nll) for batch in batches)
+    batches, loss = setting.validation_batches(), objective(smoothing)
+    total = sum(float(loss(setting.model, batch, torch.float32).objective) for batch in batches)
     return total / sum(batch.num_target_tokens for batch in batches)
 
 

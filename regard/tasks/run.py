@@ -166,7 +166,8 @@ def _budget(job: Job[Any], model: nn.Module, corpus: Corpus) -> Any:
             model,
             lambda batch_tokens: batch_stream(job, corpus, batch.of(batch_tokens)),
             job.objective(),
-            smallest=recipe.data.max_tokens,
+            # A picture has more rows, and its captions together more tokens, than data.max_tokens.
+            smallest=max(recipe.data.max_tokens, *(int(corpus.lengths(role).max()) for role in job.roles)),
             dtype=resolved_precision(recipe.training.precision, device),
             device=device,
             processes=num_on_this_machine(),

@@ -103,7 +103,7 @@ def find_batch_tokens(
 
     def attempt(batch_tokens: int) -> Trial | None:
         stream = stream_of(batch_tokens)
-        if batch_tokens > smallest and stream.num_batches(0) < FEWEST_BATCHES:
+        if batch_tokens > first_budget(smallest) and stream.num_batches(0) < FEWEST_BATCHES:
             return None
         batches = [stream.at(position).to(device) for position in worst(stream)]
         with undisturbed(model):
@@ -126,7 +126,7 @@ def search(
     Raises: ConfigError when not even the smallest fits.
     """
     trials: list[Trial] = []
-    batch_tokens = 1 << max(smallest - 1, 0).bit_length()
+    batch_tokens = first_budget(smallest)
     idle, speed_to_beat = 0, 0.0  # doublings since the last gain, and the speed that was gained then
     while True:
         try:
@@ -163,6 +163,11 @@ def search(
     if chosen is not fitting[-1]:
         why = f"larger ones are less than {GAIN - 1:.0%} faster"
     return Found(chosen.batch_tokens, f"{why}; {chosen.tokens_per_second:,.0f} target tokens/s", tuple(trials))
+
+
+def first_budget(smallest: int) -> int:
+    """The power of two that holds so many tokens; it is tried however few batches it leaves."""
+    return 1 << max(smallest - 1, 0).bit_length()
 
 
 def worst(stream: BatchStream, epoch: int = 0) -> list[Position]:

@@ -46,7 +46,8 @@ class TrainingConfig:
     optimizer: AdamWConfig = field(default_factory=AdamWConfig)
     label_smoothing: float = 0.1
     clip_norm: float | None = 1.0  # largest norm of the gradient; null: never clipped
-    # Batches an update, as if they were one. Several processes share them: a multiple of their number.
+    # Batches an update, as if they were one. Several processes share them, or each of them: a multiple of their number,
+    # or a divisor.
     accumulate: int = 1
     # How several processes hold the model: "replicate", each all of it; "shard", each a part of every parameter and of
     # what is kept with it, for models too large for one device. A run may go on with the other.

@@ -30,11 +30,11 @@ from regard.training.memory import keep_few_kernels
 from regard.training.monitor import Metrics, NoMetrics, Silent, Watcher
 from regard.training.optimizer import state_tensors
 from regard.training.parallel import Objective, spread
-from regard.training.precision import changes, numerics, resolved_precision
+from regard.training.precision import changes, name_of, numerics, resolved_precision
 from regard.training.processes import World, check_parts
 from regard.training.schedule import learning_rate
 from regard.training.stopping import BrokenOff, StopRequest
-from regard.training.update import Updates
+from regard.training.update import Part, Updates
 
 STATE_VERSION = 3
 
@@ -106,7 +106,8 @@ class Trainer:
         self.metrics = Metrics(folder) if world.is_first else NoMetrics(folder)
         self.attention = AttentionMonitor(config.attention_every, said=said, real_queries=real_queries)
         self.checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints, said, world)
-        self.dtype = resolved_precision(config.precision, self.device)
+        # That of the first process: they may stand on unlike machines, and have one precision between them.
+        self.dtype = getattr(torch, world.first(lambda: name_of(resolved_precision(config.precision, self.device))))
         self.spread = spread(model, objective, config.parallel, world, self.device)
         self.trained = self.spread.trained
         self.updates = Updates(
@@ -164,8 +165,7 @@ class Trainer:
         began = time.perf_counter()
         self.step += 1
         self.closed = False
-        numbers = range(self.world.rank, config.accumulate, self.world.size)
-        parts = [(number, next(batches)) for number in numbers]
+        parts = [self._part(number, next(batches)) for number in self._own_numbers()]
         for _ in range(config.accumulate):
             self.position = self.stream.after(self.position)
         outcome = self.updates.take(self.step, parts, self.dtype)
@@ -192,13 +192,25 @@ class Trainer:
         return batches_from(self.stream, self._own_positions(), self.workers, pinned=self.device.type == "cuda")
 
     def _own_positions(self) -> Iterator[Position]:
-        """Every `world.size`-th one: an update has a multiple of that."""
         position = self.position
         while True:
-            for rank in range(self.world.size):
-                if rank == self.world.rank:
+            for number in range(self.config.accumulate):
+                if number in self._own_numbers():
                     yield position
                 position = self.stream.after(position)
+
+    def _own_numbers(self) -> range:
+        """Which batches of an update this process takes, or a share of: with several to a batch, neighbours share."""
+        rank, size, accumulate = self.world.rank, self.world.size, self.config.accumulate
+        return range(rank, accumulate, size) if size <= accumulate else range(rank * accumulate // size, accumulate)[:1]
+
+    def _part(self, number: int, batch: Batch) -> Part:
+        """What this process takes of one of its batches."""
+        num_shares = max(1, self.world.size // self.config.accumulate)
+        share, shares = self.world.rank % num_shares, batch.split(num_shares)
+        if share < len(shares):
+            return Part(number, shares[share], share)
+        return Part(number, shares[0], counts=False)
 
     def _close_step(self) -> None:
         """The validation and the checkpoint that are due after the update."""

@@ -96,7 +96,10 @@ def peak_resident_bytes() -> int:
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed, on a GPU or on the CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")  # the last one is cuBLAS's
+    words = (
+        *("can't allocate memory", "not enough memory", "out of memory", "bad_alloc"),
+        *("could not create a memory", "alloc_failed"),  # oneDNN's, cuBLAS's
+    )
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
     )

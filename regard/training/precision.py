@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from regard.attention.native import unavailable
+
 
 def resolved_precision(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of large products: what was asked for, or for "auto" bfloat16 where the hardware multiplies it."""
@@ -18,13 +20,21 @@ def resolved_precision(precision: str, device: torch.device) -> torch.dtype:
 
 def numerics(dtype: torch.dtype, device: torch.device, processes: int = 1) -> dict[str, str]:
     """What the last bits of a run depend on; a checkpoint keeps it. processes: how many share an update."""
+    on_cpu = device.type == "cpu"
     return {
-        "precision": str(dtype).removeprefix("torch."),
+        "precision": name_of(dtype),
         "device": device.type,
-        "threads": str(torch.get_num_threads()) if device.type == "cpu" else "any",
+        "threads": str(torch.get_num_threads()) if on_cpu else "any",
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else "any",
+        "native code": "any" if not on_cpu else "no" if unavailable() else "yes",
         "processes": str(processes),
         "torch": torch.__version__.split("+")[0],
     }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """`float32` of torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> str:

@@ -270,11 +270,12 @@ def _located(error: RegardError, world: World) -> RegardError:
 
 def check_parts(accumulate: int, world: World) -> None:
     """Raises: ConfigError unless the batches of an update can be shared out evenly."""
-    if accumulate % world.size:
+    if accumulate % world.size and world.size % accumulate:
         most = -(-accumulate // world.size) * world.size
         what = (
             f"training.accumulate is {accumulate}, but {world.size} processes share the batches of an update; expected"
-            f" a multiple of {world.size}, e.g. training.accumulate={most} with data.batch.batch_tokens made"
-            f" {most / accumulate:.3g} times smaller, which leaves an update as large as it is"
+            f" a multiple of {world.size} or a divisor of it, e.g. training.accumulate={most} with"
+            f" data.batch.batch_tokens made {most / accumulate:.3g} times smaller, which leaves an update as large as"
+            " it is"
         )
         raise world.told_once(ConfigError(what))

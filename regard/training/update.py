@@ -1,8 +1,9 @@
 """One optimiser update: the loss of its batches, in however many processes and pieces, then one step.
 
-An update is `training.accumulate` batches whatever the number of processes: each takes its share of them, and the loss
-is divided by the number of target tokens of all. A batch that does not fit into memory is cut into pieces by its rows:
-the losses of the pieces add up to the batch's.
+An update is `training.accumulate` batches whatever the number of processes: each takes its share of them, or of one of
+them where there are more processes than batches, and the loss is divided by the number of target tokens of all. A part
+that does not fit into memory is cut into pieces by its rows. The losses of shares and pieces add up to the batch's, but
+for dropout, whose masks are drawn anew for each.
 """
 
 from __future__ import annotations
@@ -29,6 +30,19 @@ from regard.training.optimizer import adamw
 from regard.training.parallel import Alone
 from regard.training.processes import World
 from regard.training.schedule import learning_rate
+
+
+class Part(NamedTuple):
+    """What a process takes of an update: the `share`-th share of its batch `number`, both from 0.
+
+    counts: whether it adds to the sums. A batch with fewer rows than there are processes for it leaves some of them
+    idle, which then go through a row of it for nothing: exchanges want everybody.
+    """
+
+    number: int
+    batch: Batch
+    share: int = 0
+    counts: bool = True
 
 
 class Outcome(NamedTuple):
@@ -86,28 +100,30 @@ class Updates:
         """Takes batches in as many pieces as before, or as the former start of this run has found to be needed."""
         self.pieces = self.settled = max(pieces, self.world.first(self._asked_for))
 
-    def take(self, step: int, parts: Sequence[tuple[int, Batch]], dtype: torch.dtype) -> Outcome:
-        """Update number `step`, counted from 1. parts: this process's batches, each with its number in the update.
+    def take(self, step: int, parts: Sequence[Part], dtype: torch.dtype) -> Outcome:
+        """Update number `step`, counted from 1. parts: this process's.
 
         Where the loss or its gradient is not finite, the weights stay what they are. Raises: TrainingError when memory
         does not hold a single row, or runs out where the other processes cannot begin again.
         """
-        batches = [batch for _, batch in parts]
-        tokens, padding, rows = self.world.exchanged(
-            sum(batch.num_target_tokens for batch in batches),
-            sum(batch.padding_share for batch in batches),
-            min(len(batch) for batch in batches),
+        counted = [part.batch for part in parts if part.counts]
+        longest = max(len(part.batch) for part in parts)
+        tokens, padding, number, rows = self.world.exchanged(
+            sum(batch.num_target_tokens for batch in counted),
+            sum(batch.padding_share for batch in counted),
+            len(counted),
+            longest,
         ).unbind(1)
         num_tokens = int(tokens.sum())
         # The mean over the processes of what each divides by its part of the tokens is the sum divided by all of them.
         share = num_tokens / self.world.size
-        # Where every pass is an exchange, all processes must make equally many.
-        limit = int(rows.min()) if self.spread.exchanges_in_forward else max(map(len, batches))
+        # Where every pass is an exchange, all processes make equally many.
+        limit = int(rows.max()) if self.spread.exchanges_in_forward else longest
         nll, look = self._backward(step, parts, dtype, share, limit)
         norm = self.spread.clipped_norm(self.config.clip_norm)
         sums, pieces = self.world.exchanged(nll, self.pieces).unbind(1)
         self._settle(step, int(pieces.max()))
-        padding_share = float(padding.sum()) / (len(batches) * self.world.size)
+        padding_share = float(padding.sum() / number.sum())
         look = None if look is None else self.attention.join(look, self.world)
         outcome = Outcome(float(sums.sum()), norm, num_tokens, padding_share, look)
         if outcome.is_finite:
@@ -118,7 +134,7 @@ class Updates:
         return outcome
 
     def _backward(
-        self, step: int, parts: Sequence[tuple[int, Batch]], dtype: torch.dtype, share: float, limit: int
+        self, step: int, parts: Sequence[Part], dtype: torch.dtype, share: float, limit: int
     ) -> tuple[float, Look | None]:
         """Leaves the gradient of this process's parts in the parameters -> (their summed nll, the look at attention).
 
@@ -126,40 +142,46 @@ class Updates:
         with smaller pieces.
         """
         while True:
-            pieces = [
-                (number, place, piece)
-                for number, part in parts
-                for place, piece in enumerate(part.split(min(self.pieces, limit)))
-            ]
             try:
-                return self._attempt(step, pieces, dtype, share)
+                return self._attempt(step, self._cut(parts, limit), dtype, share)
             except (RuntimeError, MemoryError) as error:
                 if not lacks_memory(error):
                     raise
                 reason = " ".join(str(error).split()) or type(error).__name__
             self._make_room(step, limit, reason)
 
+    def _cut(self, parts: Sequence[Part], limit: int) -> list[Part]:
+        """The parts in pieces, each of which is a smaller share of the same batch."""
+        most = min(self.pieces, limit)
+        pieces = []
+        for part in parts:
+            cut = part.batch.split(most)
+            pieces += [part._replace(batch=one, share=part.share * most + index) for index, one in enumerate(cut)]
+            if self.spread.exchanges_in_forward:
+                pieces += [part._replace(batch=cut[0], counts=False)] * (most - len(cut))
+        return pieces
+
     def _attempt(
-        self, step: int, pieces: Sequence[tuple[int, int, Batch]], dtype: torch.dtype, share: float
+        self, step: int, pieces: Sequence[Part], dtype: torch.dtype, share: float
     ) -> tuple[float, Look | None]:
         look = self.attention.look(step)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.spread.trained.train()
         self._exchanging = self.spread.exchanges_in_forward
-        for index, (number, place, piece) in enumerate(pieces):
+        for index, part in enumerate(pieces):
             is_last = index == len(pieces) - 1
-            piece = piece.to(self.device)
-            forward = partial(self._loss, step, number, place, piece, dtype)
+            piece = part.batch.to(self.device)
+            forward = partial(self._loss, step, part.number, part.share, piece, dtype)
             with nullcontext() if is_last else self.spread.apart():
-                loss = self.attention.through(look, self.spread.trained, piece, forward)
+                loss = self.attention.through(look if part.counts else None, self.spread.trained, piece, forward)
                 self._exchanging |= is_last and self.world.size > 1
-                (loss.objective / share).backward()
-            total += loss.nll
+                (loss.objective * part.counts / share).backward()
+            total += loss.nll * part.counts
         return float(total), look
 
-    def _loss(self, step: int, number: int, place: int, piece: Batch, dtype: torch.dtype) -> Loss:
+    def _loss(self, step: int, number: int, share: int, piece: Batch, dtype: torch.dtype) -> Loss:
         """The summed loss of a piece; nothing but the weights and its place in the run decides it."""
-        seed_dropout(self.seed, step, number, place)
+        seed_dropout(self.seed, step, number, share)
         return self.spread.loss(piece, dtype)
 
     def _make_room(self, step: int, limit: int, reason: str) -> None:

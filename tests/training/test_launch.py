@@ -107,10 +107,12 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accumulate", "size", "example"), [(1, 2, "accumulate=2 with data.batch.batch_tokens made 2 times"), (6, 4, "=8 ")]
+    ("accumulate", "size", "example"),
+    [(2, 3, "accumulate=3 with data.batch.batch_tokens made 1.5 times"), (6, 4, "=8 ")],
 )
 def test_parts_must_be_shared_out_evenly(accumulate: int, size: int, example: str) -> None:
     check_parts(size * accumulate, World(0, size))
+    check_parts(1, World(0, size))
     with pytest.raises(ConfigError) as raised:
         check_parts(accumulate, World(0, size))
     assert f"training.accumulate is {accumulate}, but {size} processes share" in str(raised.value)

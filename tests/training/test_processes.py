@@ -103,6 +103,34 @@ def test_real_models_and_looks_at_their_attention(children: Children, runs: Path
         assert sizes[0] == sizes[1], "a single file holds all of the model"
 
 
+@pytest.mark.parametrize("parallel", ["replicate", "shard"])
+@pytest.mark.parametrize(("accumulate", "processes"), [(1, 6), (2, 4)])
+def test_more_processes_than_batches(
+    children: Children, runs: Path, accumulate: int, processes: int, parallel: str
+) -> None:
+    """Several to a batch, each with its share of the rows: the recipe of one process, but for dropout. Looks, too.
+
+    Some batches have 4 rows, so that of six processes two have none.
+    """
+    config = {**CONFIG, "accumulate": accumulate, "max_steps": 12, "log_every": 1, "attention_every": 4}
+    order: dict[str, Any] = {"model": "without dropout", "config": config}
+    alone = runs / f"{accumulate} alone"
+    if not alone.exists():
+        finish(children, 1, alone, **order)
+    order["config"] = {**config, "parallel": parallel}
+    folder = finish(children, processes, runs / f"{accumulate} among {processes} {parallel}", **order)
+    plain = [[line for line in metrics(one) if "attention" not in line] for one in (alone, folder)]
+    assert len(plain[0]) == len(plain[1]) >= 12
+    for mine, theirs in zip(*plain, strict=True):
+        share = mine.pop("padding_share", 0.0), theirs.pop("padding_share", 0.0)  # shares are padded for themselves
+        assert share[1] <= share[0] + 1e-9
+        assert theirs == pytest.approx(mine, rel=1e-5)
+    looks = [[line for line in metrics(one) if "attention" in line] for one in (alone, folder)]
+    assert [line["step"] for line in looks[1]] == [1, 4, 8, 12]
+    for layer, numbers in looks[0][0]["attention"].items():
+        assert looks[1][0]["attention"][layer]["entropy"] == pytest.approx(numbers["entropy"], rel=1e-4)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("parallel", ["replicate", "shard"])
 @pytest.mark.parametrize("model", ["transformer", "recurrent"])
@@ -273,8 +301,8 @@ def test_what_the_first_process_finds_ends_all(children: Children, runs: Path) -
 def test_parts_that_cannot_be_shared_out(children: Children, runs: Path) -> None:
     outcomes = children.run_many(2, runs / "odd", config={"accumulate": 3})
     what = (
-        "training.accumulate is 3, but 2 processes share the batches of an update; expected a multiple of 2, e.g."
-        " training.accumulate=4 with data.batch.batch_tokens made 1.33 times smaller, which leaves an update as"
-        " large as it is"
+        "training.accumulate is 3, but 2 processes share the batches of an update; expected a multiple of 2 or a"
+        " divisor of it, e.g. training.accumulate=4 with data.batch.batch_tokens made 1.33 times smaller, which leaves"
+        " an update as large as it is"
     )
     assert outcomes == [(1, f"ConfigError: {what}"), (1, f"ToldByFirst: {what}")]
