@@ -2,7 +2,7 @@
 
     python -m venv ../joey && ../joey/bin/pip install torch==2.13.0
     ../joey/bin/pip install joeynmt==2.3.0 importlib_metadata sentencepiece==0.2.0
-    .venv/bin/python benchmarks/joeynmt_speed.py --joey ../joey/bin/python [--data ../shared/data/multi30k] [--rounds 7]
+    .venv/bin/python benchmarks/joeynmt_speed.py --joey ../joey/bin/python --data PATH/TO/multi30k [--rounds 7]
 
 Transformer-tiny on Multi30k, regard's subwords on both sides (JoeyNMT reads them as words), 4096 tokens a batch, the
 same learning rates and initial distributions. JoeyNMT cuts its batches itself, as its users get them. Both train in
@@ -144,7 +144,7 @@ class InTurn(Silent):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joey", type=Path, required=True, help="the Python that has JoeyNMT")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/multi30k"))
+    parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=WARM_UP, help="a round; one more is the warm-up")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -4,7 +4,7 @@ Decoding happens once, while a corpus is prepared; augmentation at every step. P
 sizes, saved as JPEG), unless a folder of some is given.
 
 python benchmarks/pictures.py
-python benchmarks/pictures.py --folder ../shared/data/ucm-captions/images --workers 2
+python benchmarks/pictures.py --folder PATH/TO/ucm-captions/images --workers 2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast a translation model trains, beside a plain `nn.Transformer` loop on the very same batches.
 
-    .venv/bin/python benchmarks/training_speed.py [--data FOLDER] [--rounds 7] [--steps 10] [--out FILE]
+    .venv/bin/python benchmarks/training_speed.py --data FOLDER [--rounds 7] [--steps 10] [--out FILE]
 
 Transformer-tiny (recipes/translate/multi30k-en-de.yaml) on Multi30k. First the two models are held to each other: with
 the same weights they must give the same logits. Then regard's own `Trainer` trains, and after each of its steps every
@@ -186,7 +186,7 @@ def processor() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/multi30k"))
+    parser.add_argument("--data", type=Path, required=True, help="the folder of Multi30k")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=10, help="a round")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -3,8 +3,8 @@
 For each class the fixed caption is the training caption of that class with the best BLEU-4 against the others of the
 class. The class of a test picture is its true one, or what a classifier says (recipes/classify/ucm-classes.yaml).
 
-python recipes/caption/class_baseline.py ../shared/data/ucm-captions
-python recipes/caption/class_baseline.py ../shared/data/ucm-captions --classifier runs/ucm-classes/model
+python recipes/caption/class_baseline.py PATH/TO/ucm-captions
+python recipes/caption/class_baseline.py PATH/TO/ucm-captions --classifier runs/ucm-classes/model
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Test is every fifth picture, validation every fifth of the rest, train what is left.
 
-python recipes/classify/mnist_pictures.py ../shared/data/mnist-10k mnist
+python recipes/classify/mnist_pictures.py PATH/TO/mnist-10k mnist
 regard train recipes/classify/mnist-patches.yaml data.root=mnist
 """
 
