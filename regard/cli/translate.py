@@ -105,7 +105,7 @@ def _translations(
     while part := list(itertools.islice(lines, at_once)):
         good = [line for line in part if isinstance(line, str)]
         done = iter(translator.translate(good, options, attention=attention, first_number=first_number))
-        first_number += len(part)
+        first_number += len(good)
         for line in part:
             yield line if isinstance(line, BadInput) else next(done)
 

@@ -196,6 +196,7 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     unfinished = folder.with_name(f"{_unfinished_prefix(folder)}{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our id: in containers they recur
     unfinished.mkdir()
     try:
         with ExitStack() as stack:

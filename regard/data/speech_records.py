@@ -206,6 +206,8 @@ def _unusable_clip(clip: Clip, found: Mapping[str, Any], seen: dict[str, tuple[f
     there, reason = seen[clip.path]
     if reason:
         return f"{reason} source"
+    if clip.seconds is not None and clip.seconds <= 0.0:
+        return "empty source"
     slack = max(DURATION_SLACK_SECONDS, DURATION_SLACK_SHARE * there)
     if clip.begin_seconds or clip.seconds is not None:
         end = clip.begin_seconds + (clip.seconds or 0.0)

@@ -20,6 +20,9 @@ from regard.errors import ConfigError, ObservationError, ShapeError
 from regard.models.decoder import Decoder
 from regard.models.memory import Memory
 
+# What can be asked of an attention call beside its rows.
+OTHER_STATISTICS = ("logsumexp", "entropy", "max_logit", "received", "sink_mass", "top_k", "columns", "pooled", "trace")
+
 
 @torch.no_grad()
 def decode(
@@ -59,13 +62,7 @@ def decode(
     _check_observe(observe)
     if any(len(memory.lengths) == 0 for memory in memories.values()):
         return []
-    voters = list(scorers)
-    if options.min_length:
-        voters.append(MinLength(options.min_length, eos))
-    if options.no_repeat_ngram:
-        voters.append(NoRepeatNGram(options.no_repeat_ngram))
-    if options.coverage_penalty:
-        voters.append(RepeatPenalty(options.coverage_penalty))
+    voters = [*scorers, *own_scorers(options, eos)]
     frontier = Frontier(decoder, memories, bos=bos, prefix=prefix, scorers=voters, observe=observe)
     caps = _caps(max_lengths, options, frontier)
     if not options.sample and options.beam_size > 1:
@@ -90,10 +87,22 @@ def decode(
     )
 
 
+def own_scorers(options: DecodingOptions, eos: int) -> list[Scorer]:
+    """The voters that options ask for."""
+    voters: list[Scorer] = []
+    if options.min_length:
+        voters.append(MinLength(options.min_length, eos))
+    if options.no_repeat_ngram:
+        voters.append(NoRepeatNGram(options.no_repeat_ngram))
+    if options.coverage_penalty:
+        voters.append(RepeatPenalty(options.coverage_penalty))
+    return voters
+
+
 def _check_observe(observe: Observe | None) -> None:
     if observe is None:
         return
-    others = [name for name in ("logsumexp", "entropy", "max_logit", "received") if getattr(observe, name) is not False]
+    others = [name for name in OTHER_STATISTICS if getattr(observe, name) is not getattr(Observe, name)]
     if others or observe.rows != "all":
         asked = ", ".join([*others, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
         raise ObservationError(

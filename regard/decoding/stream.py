@@ -10,7 +10,8 @@ from torch import Tensor
 from regard.decoding.draws import Draw, Pick, likeliest
 from regard.decoding.frontier import Frontier, refuse_nan
 from regard.decoding.options import DecodingOptions
-from regard.decoding.scorers import MinLength, NoRepeatNGram, Scorer
+from regard.decoding.scorers import Scorer
+from regard.decoding.search import own_scorers
 from regard.errors import ConfigError, ShapeError
 from regard.models.decoder import Decoder
 from regard.models.memory import Memory
@@ -43,11 +44,7 @@ def stream(
     rows = {len(memory.lengths) for memory in memories.values()} | ({len(prefix)} if prefix is not None else set())
     if rows - {1}:
         raise ShapeError(f"stream: {max(rows)} rows, expected one; use decode for several")
-    voters = list(scorers)
-    if options.min_length:
-        voters.append(MinLength(options.min_length, eos))
-    if options.no_repeat_ngram:
-        voters.append(NoRepeatNGram(options.no_repeat_ngram))
+    voters = [*scorers, *own_scorers(options, eos)]
     return _tokens(decoder, memories, options, bos, eos, prefix, voters, sentence_number)
 
 

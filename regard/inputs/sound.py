@@ -70,7 +70,7 @@ def read_sound(
     Raises: DataError for a file that is missing, empty, cut off or no sound, or whose header says what cannot be.
     """
     blocks = list(sound_blocks(file, sample_rate, name=name, begin_seconds=begin_seconds, seconds=seconds))
-    return np.concatenate(blocks)
+    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)  # a part may have no length
 
 
 def sound_blocks(

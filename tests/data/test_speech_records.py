@@ -145,6 +145,7 @@ def test_every_bad_line_is_named_and_the_rest_is_read(sounds):
         {"audio": "b.wav"},
         {"text": "no sound"},
         {"audio": "b.wav", "text": "x", "duration": "long"},
+        {"audio": "b.wav", "text": "nothing", "begin": 0.1, "duration": 0.0},
         *({"audio": path.name, "text": "x"} for path in broken.values()),
         {"audio": "c.wav", "text": "four", "duration": 1.21},
     ]
@@ -160,6 +161,7 @@ def test_every_bad_line_is_named_and_the_rest_is_read(sounds):
         "missing target": [6],
         "no number as duration of source": [8],
     }.items()
+    assert report.origins["empty source"][0].line == 9
     with pytest.raises(DataError, match=re.escape(f"{manifest}:2: missing source; mend the record")):
         list(read_speech(SpeechSpec(str(manifest))))
 

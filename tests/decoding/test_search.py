@@ -189,6 +189,9 @@ def test_mistakes_are_named() -> None:
         "decode: observe asks for entropy, rows=(0,); a hypothesis carries the rows of all its steps and nothing else:"
         ' pass Observe(rows="all") and derive the rest from them'
     )
+    assert "asks for sink_mass, top_k, columns, pooled, trace, rows=None;" in message(
+        ObservationError, observe=Observe(top_k=2, sink_mass=1, columns=(0,), pooled=(2, 2), trace=True)
+    )
     with pytest.raises(ConfigError, match="beam_size is 0"):
         decode(decoder, source, DecodingOptions(beam_size=0), bos=BOS, eos=EOS)
     with pytest.raises(ShapeError) as caught:

@@ -24,6 +24,7 @@ from regard.models.decoder import Decoder
 from regard.models.language_model import LanguageModel, LanguageModelConfig
 from regard.models.sliding import SlidingDecoder
 from regard.tasks import model_directory
+from regard.tasks.generate.recipe import refuse_coverage
 from regard.tasks.generate.result import Continuation
 from regard.tasks.loading import config_of, fitted, tokenizer_of
 from regard.tasks.recipe import plain, validated
@@ -114,7 +115,7 @@ class Generator:
         if not isinstance(prompt, str):
             raise DataError("stream: expected one string, as in stream('Once upon')")
         ids, bos, prefix = self._read(prompt)
-        tokens = stream(self._decoder(), {}, options, bos=bos, eos=Tokenizer.EOS, prefix=prefix, sentence_number=number)
+        tokens = stream(self.decoder(), {}, options, bos=bos, eos=Tokenizer.EOS, prefix=prefix, sentence_number=number)
         return self._pieces(ids, tokens)
 
     def _pieces(self, ids: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
@@ -142,9 +143,12 @@ class Generator:
             )
         if changes:
             validated(DecodingOptions, {**plain(options), **changes}, "generate")  # names and kinds
-        return options.changed(**changes)
+        options = options.changed(**changes)
+        refuse_coverage(options)
+        return options
 
-    def _decoder(self) -> Decoder[Any]:
+    def decoder(self) -> Decoder[Any]:
+        """What a search asks: the model, however long the text becomes."""
         return SlidingDecoder(self.model, self.config.context)
 
     def _read(self, prompt: str) -> tuple[list[int], int, Tensor | None]:
@@ -161,7 +165,7 @@ class Generator:
         device = next(self.model.parameters()).device
         # A search takes its rows from the prefix; without one there is a single row.
         [found] = decode(
-            self._decoder(),
+            self.decoder(),
             {},
             options,
             bos=bos,

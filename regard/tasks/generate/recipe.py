@@ -19,6 +19,15 @@ from regard.tasks.sections import Data, Decoding, Recipe, check_ranges
 ROLE = "text"  # the one field of a record: a document
 
 
+def refuse_coverage(decoding: DecodingOptions) -> None:
+    """Raises: ConfigError for a penalty on looking again at what a language model has not: a source."""
+    if decoding.coverage_penalty:
+        raise ConfigError(
+            f"decoding.coverage_penalty is {decoding.coverage_penalty}, but a language model has no source to cover;"
+            " leave it out"
+        )
+
+
 class GenerateData(Data):
     """Which text to learn from. A record is a document: a line of a text file, or all of a file or a part of it
     (`format: document`), or a field of a table."""
@@ -51,6 +60,7 @@ class GenerateRecipe(Recipe):
     def _fits_together(self) -> GenerateRecipe:
         """What no single part can see, found before any data is read. Raises: ConfigError."""
         check_ranges(self.model)
+        refuse_coverage(self.decoding)
         embedding, window = self.model.embedding, self.data.batch.window_tokens
         if window < 2:
             raise ConfigError(f"data.batch.window_tokens is {window}, expected 2 or more; raise it")

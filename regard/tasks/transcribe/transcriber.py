@@ -254,7 +254,7 @@ class Transcriber:
                     f"{path}: its tokens are not those of this speech model; train it on the same transcripts, in "
                     "their order, with the same tokenizer section"
                 )
-            self._language_models[path] = loaded.model
+            self._language_models[path] = loaded.decoder()
         return self._language_models[path]
 
     def _windows(self, sound: Sound, name: str) -> Iterator[Window]:

@@ -46,7 +46,9 @@ def quietest_place(energy: np.ndarray, begin_seconds: float, end_seconds: float,
     """Seconds from the sound's begin: the middle of the quietest frame of an overlap; energy: of its frames."""
     if not len(energy):
         return (begin_seconds + end_seconds) / 2
-    place = int(np.argmin(np.convolve(energy, np.ones(5) / 5, "same") if len(energy) >= 5 else energy))
+    # Means of five frames; the outermost stand for what lies beyond, or the edges would seem quieter than they are.
+    smooth = np.convolve(np.pad(energy, 2, mode="edge"), np.ones(5) / 5, "valid")
+    place = int(np.argmin(smooth))
     return begin_seconds + (place + 0.5) * shift_seconds
 
 

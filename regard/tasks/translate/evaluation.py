@@ -83,8 +83,7 @@ def evaluate_directory(
     scoring = next((known for known in SCORINGS if known == asked), None)
     if scoring is None:
         raise ConfigError(f"--scoring {asked}: expected one of {', '.join(SCORINGS)}")
-    search = replace(model.config.decoding, **decoding)
-    search.check()
+    search = model.config.decoding.changed(**{**decoding, "num_best": 1})  # one output is scored
     pairs = evaluation_pairs(model, data)
     said(f"translating {len(pairs):,} sentences")
     [found] = evaluate(model, pairs, [scoring], options=search)

@@ -80,6 +80,11 @@ def test_it_writes_what_it_has_learnt(generator: Generator) -> None:
     assert samples.to_json()["alternatives"][0]["score"] <= samples.score
 
 
+def test_a_language_model_has_no_source_to_cover(generator: Generator) -> None:
+    with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.5, but a language model has no source to cover"):
+        generator.generate(["a"], coverage_penalty=0.5)
+
+
 @pytest.mark.parametrize("options", [{"sample": False}, {"sample": True, "seed": 5}], ids=str)
 def test_a_stream_is_what_generate_returns(generator: Generator, options: dict[str, object]) -> None:
     for number, prompt in enumerate(["ada bo", "", "dot ada"]):
