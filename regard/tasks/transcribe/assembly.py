@@ -19,7 +19,7 @@ from regard.inputs.text import Tokenizer
 from regard.tasks.transcribe.result import Transcript, Word
 from regard.tasks.transcribe.search import Found
 from regard.tasks.transcribe.windows import joined, quietest_place
-from regard.tasks.transcribe.word_times import Method, Placement, Times, by_attention, by_ctc, edges, energy_of
+from regard.tasks.transcribe.word_times import Method, Times, Timing, by_attention, by_ctc, edges, energy_of
 
 _WORD = re.compile(r"\S+")
 
@@ -45,8 +45,7 @@ def heard_of(
     frames: np.ndarray | None,
     tokenizer: Tokenizer,
     front_end: FrontEndConfig,
-    method: Method,
-    placement: Placement,
+    timing: Timing,
     *,
     begin_seconds: float,
     seconds: float,
@@ -61,7 +60,7 @@ def heard_of(
     energy = energy_of(torch.from_numpy(frames), front_end.kind == "mfcc")
     words: tuple[Word, ...] = ()
     if with_words:
-        placed = word_frames(found, text, spans, energy, method, placement)
+        placed = word_frames(found, text, spans, energy, timing)
         words = tuple(
             Word(text[slice(*span)], begin_seconds + first * shift, min(begin_seconds + last * shift, end))
             for span, (first, last) in placed
@@ -79,24 +78,26 @@ def word_frames(
     text: str,
     spans: Sequence[tuple[int, int]],
     energy: torch.Tensor,
-    method: Method,
-    placement: Placement,
+    timing: Timing,
 ) -> list[tuple[tuple[int, int], Times]]:
-    """Of each word of the text its characters and its frames, by `method`, or by the other one where it finds none."""
+    """Of each word of the text its characters and its frames."""
     words = [match.span() for match in _WORD.finditer(text)]
-    return list(zip(words, edges(word_cores(found, words, spans, method), energy, placement), strict=True))
+    return list(zip(words, edges(word_cores(found, words, spans, timing), energy, timing.placement), strict=True))
 
 
 def word_cores(
-    found: Found, words: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], method: Method
+    found: Found, words: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], timing: Timing
 ) -> list[Times]:
-    """The frames that said each word. words, spans: characters of words and of tokens."""
+    """The frames that said each word, by the method, or by the other one where it finds none.
+
+    words, spans: characters of words and of tokens.
+    """
     places: list[Times] | None = None
-    for chosen in (method, "attention" if method == "ctc" else "ctc"):
+    for chosen in (timing.method, "attention" if timing.method == "ctc" else "ctc"):
         if places is None and chosen == "ctc" and found.ctc is not None:
             places = by_ctc(found.ctc, found.tokens)
         elif places is None and chosen == "attention":
-            places = by_attention(found.attention, len(found.tokens))
+            places = by_attention(found.attention, len(found.tokens), timing.heads)
     if places is None:  # neither knows: words spread evenly are better than none
         count, vectors = max(len(found.tokens), 1), max(found.num_vectors, 1)
         places = [(vectors * place // count, vectors * (place + 1) // count) for place in range(len(found.tokens))]

@@ -7,6 +7,7 @@ none of time. For chance the memory's vectors are shuffled: what said a word the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -20,25 +21,28 @@ from torch import Tensor
 from regard.attention.observation import Observe
 from regard.decoding.force import force
 from regard.inputs.text import Tokenizer
+from regard.lens.warping import followed
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.models.memory import Memory
 from regard.tasks.transcribe.assembly import word_cores
 from regard.tasks.transcribe.search import Found, cross_attention
 from regard.tasks.transcribe.transcriber import Transcriber
-from regard.tasks.transcribe.word_times import PLACEMENTS, Method, Placement, Times, edges, energy_of
+from regard.tasks.transcribe.word_times import PLACEMENTS, Heads, Method, Times, Timing, edges, energy_of
 
 TOLERANCE_SECONDS = 0.06
 
 
 @dataclass(frozen=True)
 class Timed:
-    """One utterance: the frames that said each word, its energy, and the true (begin, end) of each word, seconds.
+    """One utterance with its reference text forced, its energy, and the true (begin, end) of each word, seconds.
 
-    shuffled: the frames that said each word once the memory's vectors are in random order.
+    shuffled: the same once the memory's vectors are in random order. words, spans: characters of words and of tokens.
     """
 
-    cores: list[Times]
-    shuffled: list[Times]
+    forced: Found
+    shuffled: Found
+    words: list[tuple[int, int]]
+    spans: list[tuple[int, int]]
     energy: Tensor
     true: list[tuple[float, float]]
 
@@ -48,8 +52,7 @@ class Boundaries:
     """within: share of boundaries (beginnings and ends) within the tolerance; shuffled: the same with the memory's
     vectors in random order. median_seconds: of the distances. num: boundaries measured."""
 
-    method: Method
-    placement: Placement
+    timing: Timing
     within: float
     shuffled: float
     median_seconds: float
@@ -57,8 +60,9 @@ class Boundaries:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "method": self.method,
-            "placement": {"share": self.placement.share, "offset_frames": self.placement.offset_frames},
+            "method": self.timing.method,
+            "placement": dataclasses.asdict(self.timing.placement),
+            "heads": self.timing.heads,
             "tolerance_seconds": TOLERANCE_SECONDS,
             "within": self.within,
             "shuffled": self.shuffled,
@@ -67,8 +71,13 @@ class Boundaries:
         }
 
     def line(self) -> str:
+        heads = (
+            ""
+            if self.timing.heads is None
+            else f" ({', '.join(f'{layer} {head}' for layer, head in self.timing.heads)})"
+        )
         return (
-            f"word boundaries by {self.method}: {self.within:.1%} of {self.num} within "
+            f"word boundaries by {self.timing.method}{heads}: {self.within:.1%} of {self.num} within "
             f"{TOLERANCE_SECONDS * 1000:.0f} ms (median {self.median_seconds * 1000:.0f} ms); with shuffled vectors "
             f"{self.shuffled:.1%}"
         )
@@ -115,39 +124,75 @@ def timed(
             forced.stride,
         )
         energy = energy_of(torch.from_numpy(one), front_end.kind == "mfcc")
-        cores, shuffled = (word_cores(seen, said_words, spans, method) for seen in (forced, mixed))
-        found.append(Timed(cores, shuffled, energy, true))
+        found.append(Timed(forced, mixed, said_words, spans, energy, true))
     return found
 
 
 def measured(
+    found: Sequence[Timed], timing: Timing, shift_seconds: float, *, begins_alone: bool = False
+) -> Boundaries | None:
+    """How near these come. shift_seconds: from frame to frame. begins_alone: leaves ends out, for truths that know
+    beginnings only. None without any utterance."""
+    return _compared(found, _cores(found, timing), timing, shift_seconds, begins_alone=begins_alone)
+
+
+def nearest(found: Sequence[Timed], method: Method, shift_seconds: float) -> Boundaries | None:
+    """The heads that follow the sound, and the placement that comes nearest, on these utterances: validation's, never a
+    test set's."""
+    heads = following([one.forced for one in found]) if method == "attention" else None
+    cores = _cores(found, Timing(method, heads=heads))
+    every = (Timing(method, placement, heads) for placement in PLACEMENTS)
+    tried = [one for timing in every if (one := _compared(found, cores, timing, shift_seconds)) is not None]
+    return max(tried, key=lambda one: (one.within, -one.median_seconds), default=None)
+
+
+def following(forced: Sequence[Found], *, share_of_best: float = 0.5) -> Heads | None:
+    """The heads of cross-attention that follow the sound (`followed`) at least half as well as the best one does.
+
+    No true times are needed. None where nothing attends.
+    """
+    attending = [one for one in forced if one.attention and one.tokens]
+    if not attending:
+        return None
+    layers = attending[0].attention
+    shares = {
+        layer: torch.stack([followed(one.attention[layer][:, : len(one.tokens)]) for one in attending]).mean(0)
+        for layer in layers
+    }
+    least = share_of_best * max(float(of_layer.max()) for of_layer in shares.values())
+    return tuple(
+        (layer, head) for layer, of in shares.items() for head, share in enumerate(of.tolist()) if share >= least
+    )
+
+
+def _cores(found: Sequence[Timed], timing: Timing) -> list[tuple[list[Times], list[Times]]]:
+    """Of each utterance the frames that said each word, and the same with its vectors shuffled."""
+    return [
+        (word_cores(one.forced, one.words, one.spans, timing), word_cores(one.shuffled, one.words, one.spans, timing))
+        for one in found
+    ]
+
+
+def _compared(
     found: Sequence[Timed],
-    method: Method,
-    placement: Placement,
+    all_cores: Sequence[tuple[list[Times], list[Times]]],
+    timing: Timing,
     shift_seconds: float,
     *,
     begins_alone: bool = False,
 ) -> Boundaries | None:
-    """How near these come. shift_seconds: from frame to frame. begins_alone: leaves ends out, for truths that know
-    beginnings only. None without any utterance."""
     distances: dict[bool, list[float]] = {False: [], True: []}
-    for one in found:
-        for is_shuffled, cores in ((False, one.cores), (True, one.shuffled)):
-            for (first, last), (begin, end) in zip(edges(cores, one.energy, placement), one.true, strict=True):
-                distances[is_shuffled].append(abs(first * shift_seconds - begin))
+    for one, both in zip(found, all_cores, strict=True):
+        for is_shuffled, cores in enumerate(both):
+            for (first, last), (begin, end) in zip(edges(cores, one.energy, timing.placement), one.true, strict=True):
+                distances[bool(is_shuffled)].append(abs(first * shift_seconds - begin))
                 if not begins_alone:
-                    distances[is_shuffled].append(abs(last * shift_seconds - end))
+                    distances[bool(is_shuffled)].append(abs(last * shift_seconds - end))
     if not distances[False]:
         return None
     within = {key: float(np.mean(np.array(values) <= TOLERANCE_SECONDS)) for key, values in distances.items()}
     median = float(np.median(distances[False]))
-    return Boundaries(method, placement, within[False], within[True], median, len(distances[False]))
-
-
-def nearest(found: Sequence[Timed], method: Method, shift_seconds: float) -> Boundaries | None:
-    """The placement that comes nearest on these utterances: validation's, never a test set's."""
-    tried = [one for placement in PLACEMENTS if (one := measured(found, method, placement, shift_seconds)) is not None]
-    return max(tried, key=lambda one: (one.within, -one.median_seconds), default=None)
+    return Boundaries(timing, within[False], within[True], median, len(distances[False]))
 
 
 def _forced(transcriber: Transcriber, memory: Memory, ids: list[int], method: Method) -> Found:

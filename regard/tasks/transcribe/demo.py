@@ -150,7 +150,7 @@ def _result(
     config = transcriber.config
     found = timed(transcriber, frames, texts, places, config.timestamps)
     shift = config.front_end.shift_seconds
-    boundaries = measured(found, config.timestamps, config.placement, shift, begins_alone=True)
+    boundaries = measured(found, config.timing, shift, begins_alone=True)
     assert boundaries is not None, "the demo's model has a CTC head"
     shown = sorted(range(len(texts)), key=lambda place: -len(json.loads(places[place])))[:NUM_SHOWN]
     paths = [Clip.of_field(records[place].fields["source"]).path for place in shown]

@@ -69,7 +69,7 @@ def evaluate(
             [records[place].fields["words"] for place in placed],
             config.timestamps,
         )
-        boundaries = measured(found, config.timestamps, config.placement, config.front_end.shift_seconds)
+        boundaries = measured(found, config.timing, config.front_end.shift_seconds)
     return Evaluation(scores, boundaries, outputs)
 
 

@@ -30,7 +30,7 @@ from regard.tasks.transcribe.recipe import ROLES, TranscribeRecipe, built, sourc
 from regard.tasks.transcribe.scoring import score
 from regard.tasks.transcribe.search import AcousticConfig, AcousticModel
 from regard.tasks.transcribe.transcriber import TOKENIZER, Transcriber, TranscriberConfig
-from regard.tasks.transcribe.word_times import MIDWAY, Method, Placement
+from regard.tasks.transcribe.word_times import Method, Timing
 from regard.training.objective import Loss, cross_entropy, mixed, of_outputs
 from regard.training.parallel import Objective
 
@@ -40,8 +40,7 @@ MOST_TIMED = 200  # validation utterances by which the method of timestamps is c
 
 class TranscribeJob(Job[TranscribeRecipe]):
     roles: ClassVar = ROLES
-    timestamps: Method = "ctc"
-    placement: Placement = MIDWAY
+    timing = Timing()
     timed: tuple[Boundaries, ...] = ()
 
     def prepare(self) -> Corpus:
@@ -85,10 +84,11 @@ class TranscribeJob(Job[TranscribeRecipe]):
             recipe.decoding,
             self.longest_frames,
             self.training,
-            self.timestamps if isinstance(model, EncoderDecoder) else "ctc",
-            self.placement,
+            self.timing.method if isinstance(model, EncoderDecoder) else "ctc",
+            self.timing.placement,
             recipe.compared,
             recipe.decoding_frames,
+            self.timing.heads,
         )
         return Transcriber(model, self.tokenizer, config)
 
@@ -136,9 +136,9 @@ class TranscribeJob(Job[TranscribeRecipe]):
             self.watcher.said(f"validation: {one.line()}")
         if self.timed:
             best = max(self.timed, key=lambda one: one.within)
-            self.timestamps, self.placement = best.method, best.placement
+            self.timing = best.timing
         elif isinstance(model, EncoderDecoder) and model.ctc is None:
-            self.timestamps = "attention"
+            self.timing = Timing("attention")
 
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer, trained on the training transcripts and kept in the run directory."""

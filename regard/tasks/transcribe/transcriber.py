@@ -31,7 +31,7 @@ from regard.tasks.transcribe.result import Transcript
 from regard.tasks.transcribe.scoring import Compared
 from regard.tasks.transcribe.search import AcousticConfig, AcousticModel, Found, SpeechDecoding, search
 from regard.tasks.transcribe.windows import Window, windows
-from regard.tasks.transcribe.word_times import MIDWAY, Method, Placement
+from regard.tasks.transcribe.word_times import MIDWAY, Heads, Method, Placement, Timing
 from regard.training.averaging import weights_of
 
 TOKENIZER = "tokenizer.json"
@@ -56,6 +56,7 @@ class TranscriberConfig:
     placement: Placement = MIDWAY  # where words meet between what says them; found on validation, too
     compared: Compared = "exact"  # how transcripts are compared with references
     decoding_frames: int = 20_000  # padded frames decoded at once
+    heads: Heads | None = None  # by which cross-attention says it, all unless given; found on validation, too
     _: dataclasses.KW_ONLY
     language: str | None = field(default=None)
 
@@ -63,6 +64,10 @@ class TranscriberConfig:
         self.decoding.check()
         if self.longest_frames < 1:
             raise ConfigError(f"longest_frames is {self.longest_frames}, expected 1 or more")
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.timestamps, self.placement, self.heads)
 
     @property
     def window_seconds(self) -> float:
@@ -291,8 +296,7 @@ class Transcriber:
             frames,
             self.tokenizer,
             self.config.front_end,
-            self.config.timestamps,
-            self.config.placement,
+            self.config.timing,
             begin_seconds=piece.begin_seconds,
             seconds=piece.num_samples / self.config.front_end.sample_rate,
             with_words=words,

@@ -21,6 +21,7 @@ from regard.lens.warping import token_frames
 
 Method = Literal["ctc", "attention"]
 Times = tuple[int, int]  # half-open range of frames
+Heads = tuple[tuple[str, int], ...]  # of cross-attention: (layer, head)
 
 _LEAST_PAUSE_FRAMES = 3
 _REACH_FRAMES = 10  # how far a border is moved to a pause, which must be twice as long as it is far
@@ -43,12 +44,15 @@ def by_ctc(log_probs: Tensor, tokens: Sequence[int]) -> list[Times] | None:
     return [(one.begin, one.end) for one in found]
 
 
-def by_attention(attention: Mapping[str, Tensor], num_tokens: int) -> list[Times] | None:
-    """The same by cross-attention, layer -> [heads, tokens, vectors], of all heads; None where there is none."""
+def by_attention(attention: Mapping[str, Tensor], num_tokens: int, heads: Heads | None = None) -> list[Times] | None:
+    """The same by cross-attention, layer -> [heads, tokens, vectors]; None where there is none.
+
+    heads: those that are warped over, all unless given; some that follow the sound tell more than all (`followed`).
+    """
     if not attention or not num_tokens:
         return None if num_tokens else []
-    heads = torch.cat([rows[:, :num_tokens] for rows in attention.values()])
-    return token_frames(heads)
+    chosen = attention.values() if heads is None else (attention[layer][[head]] for layer, head in heads)
+    return token_frames(torch.cat([rows[:, :num_tokens] for rows in chosen]))
 
 
 def energy_of(frames: Tensor, is_cepstra: bool) -> Tensor:
@@ -70,6 +74,17 @@ class Placement:
 
 
 MIDWAY = Placement()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How a model tells the times of words. heads: of cross-attention, where the method is by it; all unless given."""
+
+    method: Method = "ctc"
+    placement: Placement = MIDWAY
+    heads: Heads | None = None
+
+
 # Among what a model may turn out to do.
 PLACEMENTS = tuple(Placement(share, offset) for share in (0.0, 0.25, 0.5, 0.75, 1.0) for offset in range(-20, 21, 2))
 

@@ -108,8 +108,10 @@ def test_a_long_sound_is_heard_in_windows(transcriber, monkeypatch):
     said = [word for _, places in pieces for word, _, _ in places]
     assert len(sound) / RATE > 3 * transcriber.config.window_seconds
     [found] = transcriber.transcribe([sound], timestamps=True)
-    right = sum(word.text == other for word, other in zip(found.words, said, strict=False))
-    assert abs(len(found.words) - len(said)) <= 3 and right >= 0.6 * len(said)
+    import jiwer
+
+    # Shorter sounds than a window's are what it learnt from: some of the nine joints may cost a word.
+    assert jiwer.wer(" ".join(said), found.text) <= 0.15
     begins = [word.begin for word in found.words]
     assert begins == sorted(begins) and found.words[-1].end <= found.seconds + 0.01
     assert found.text == " ".join(word.text for word in found.words)

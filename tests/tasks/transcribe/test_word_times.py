@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from regard.tasks.transcribe.boundaries import following
 from regard.tasks.transcribe.result import Transcript, Word, segments
+from regard.tasks.transcribe.search import Found
 from regard.tasks.transcribe.subtitles import srt, vtt
 from regard.tasks.transcribe.windows import joined, quietest_place, windows
 from regard.tasks.transcribe.word_times import Placement, by_attention, by_ctc, edges, energy_of
@@ -62,6 +64,21 @@ def test_ctc_and_attention_find_the_vectors():
     found = by_attention({"cross": rows}, 2)
     assert found is not None and len(found) == 2 and found[0][0] == 0 and found[1][1] == 8
     assert by_attention({}, 2) is None
+
+
+def test_only_the_heads_that_follow_the_sound_are_warped_over():
+    """One goes from vector to vector, three go from the end to the beginning."""
+    diagonal = torch.full((5, 20), 0.02)
+    for token in range(5):
+        diagonal[token, 4 * token : 4 * token + 4] = 0.17
+    attention = {"low": torch.stack([diagonal.flip(0)] * 2), "high": torch.stack([diagonal, diagonal.flip(0)])}
+    found = [Found([7] * 5, 0.0, True, attention, None, 20, 1)] * 2
+    heads = following(found, share_of_best=0.9)
+    assert heads == (("high", 0),)
+    right = [(4 * token, 4 * token + 4) for token in range(5)]
+
+    assert by_attention(attention, 5, heads) == right != by_attention(attention, 5)
+    assert following([Found([], 0.0, True, {}, None, 3, 1)]) is None
 
 
 def test_energy_is_the_mean_band_or_the_zeroth_cepstrum():
