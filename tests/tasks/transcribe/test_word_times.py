@@ -77,7 +77,9 @@ def test_only_the_heads_that_follow_the_sound_are_warped_over():
     assert heads == (("high", 0),)
     right = [(4 * token, 4 * token + 4) for token in range(5)]
 
-    assert by_attention(attention, 5, heads) == right != by_attention(attention, 5)
+    assert by_attention(attention, 5, heads) == right != by_attention(attention, 5, (("low", 1), ("high", 1)))
+    every = (("low", 0), ("low", 1), ("high", 0), ("high", 1))
+    assert by_attention(attention, 5) == by_attention(attention, 5, every)
     assert following([Found([], 0.0, True, {}, None, 3, 1)]) is None
 
 
