@@ -250,15 +250,25 @@ def _unfinished_prefix(folder: Path) -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Clears away what a killed preparation of `folder` on this machine left behind."""
+    """Clears away what a killed preparation of `folder` on this machine left behind.
+
+    A folder with our own number is one of them: a container that starts anew gives its processes the same numbers.
+    """
     prefix = _unfinished_prefix(folder)
     for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        try:
-            os.kill(int(left.name.removeprefix(prefix)), 0)
-        except (ProcessLookupError, ValueError):
+        number = left.name.removeprefix(prefix)
+        if number == str(os.getpid()) or not _is_alive(number):
             shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # another user's process, alive
-            continue
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's process
+        return True
+    return True
 
 
 class _RoleWriter:

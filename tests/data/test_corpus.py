@@ -156,6 +156,27 @@ prepare(records(), {"source": TextColumn(Tokenizer.load(sys.argv[1]))}, sys.argv
     assert [path.name for path in place.iterdir()] == ["c"]
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_cleared_away(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that was killed and starts anew; that of another process, alive, is not ours to clear."""
+
+    def killed(folder: str | Path, **_: object) -> None:
+        """Nothing is tidied up."""
+
+    columns = {"source": TextColumn(byte_tokenizer)}
+    with monkeypatch.context() as patch:
+        patch.setattr("regard.data.corpus.shutil.rmtree", killed)
+        with pytest.raises(DataError, match="no usable record"):
+            prepare([], columns, tmp_path / "c")
+    [left] = tmp_path.iterdir()
+    assert left.name.endswith(f"-{os.getpid()}")
+    others = left.with_name(left.name.replace(f"-{os.getpid()}", f"-{os.getppid()}"))
+    others.mkdir()
+    assert len(prepare(_records("abc"), columns, tmp_path / "c")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([others.name, "c"])
+
+
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(DataError, match="holds other files"):
