@@ -45,11 +45,16 @@ class _Coverage:
         return Covered(nothing[:, None][:, :0], nothing, nothing, sentences)
 
     def look(self, state: Covered, attention: Mapping[str, Observation]) -> Covered:
-        """Raises: ObservationError when the decoder shows no attention."""
+        """Raises: ObservationError when the decoder shows no attention, or that to a text that grows."""
         rows = list(attention.values())[-1].rows if attention else None
         if rows is None:
             raise ObservationError("decode: a coverage penalty wants attention, but this decoder shows none; drop it")
         given = rows[:, :, -1].mean(1).float()
+        if state.received.shape[1] not in (0, given.shape[1]):
+            raise ObservationError(
+                "decode: a coverage penalty wants attention to a source, but this decoder looks at its own output;"
+                " drop it"
+            )
         received = given if not state.received.shape[1] else state.received + given
         excess = (received - 1.0).clamp_min(0.0).sum(-1)
         return Covered(received, excess, excess - state.excess, state.sentence)

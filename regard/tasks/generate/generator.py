@@ -24,6 +24,7 @@ from regard.models.decoder import Decoder
 from regard.models.language_model import LanguageModel, LanguageModelConfig
 from regard.models.sliding import SlidingDecoder
 from regard.tasks import model_directory
+from regard.tasks.generate.recipe import check_decoding
 from regard.tasks.generate.result import Continuation
 from regard.tasks.loading import config_of, fitted, tokenizer_of
 from regard.tasks.recipe import plain, validated
@@ -142,7 +143,9 @@ class Generator:
             )
         if changes:
             validated(DecodingOptions, {**plain(options), **changes}, "generate")  # names and kinds
-        return options.changed(**changes)
+        options = options.changed(**changes)
+        check_decoding(options)
+        return options
 
     def _decoder(self) -> Decoder[Any]:
         return SlidingDecoder(self.model, self.config.context)

@@ -131,6 +131,12 @@ def test_a_prompt_in_the_middle_of_a_text_is_read_as_such(tmp_path: Path) -> Non
     assert isinstance(generator.generate(["a"], max_length=3)[0].text, str)
 
 
+def test_a_coverage_penalty_has_no_source_to_count(generator: Generator) -> None:
+    for call in (generator.generate, generator.stream):
+        with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.5, but a language model reads no source"):
+            call("ada", coverage_penalty=0.5)
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +259,7 @@ def test_subwords_learn_as_well(tmp_path: Path) -> None:
         ({"model__num_layers": 0}, "model.num_layers is 0, expected 1 or more"),
         ({"model__widht": 3}, "unknown key `model.widht`"),
         ({"validation": {"metric": "bleu"}}, "log_likelihood"),
+        ({"decoding": {"coverage_penalty": 0.7}}, "coverage_penalty is 0.7, but a language model reads no source"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
