@@ -83,8 +83,8 @@ def evaluate_directory(
     """
     if "scoring" in options:
         raise ConfigError("evaluate: --scoring has no effect on the task summarize, which is scored by ROUGE; drop it")
-    search = replace(model.config.decoding, **options)
-    search.check()
+    # Settled before the checks: a recipe's num_best may be more than the beam that is asked for here.
+    search = model.config.decoding.changed(**{**options, "num_best": 1})
     records = evaluation_records(model.config.training, data, ROLES)
     said(f"summarising {len(records):,} documents")
     found = evaluate(model, [(one.fields["source"], one.fields["target"]) for one in records], options=search)
