@@ -84,11 +84,8 @@ def decode(
 
 
 def _check_observe(observe: Observe | None) -> None:
-    if observe is None:
-        return
-    others = [name for name in ("logsumexp", "entropy", "max_logit", "received") if getattr(observe, name) is not False]
-    if others or observe.rows != "all":
-        asked = ", ".join([*others, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
+    if observe is not None and not observe.asks_rows_alone:
+        asked = ", ".join([*observe.beside_rows, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
         raise ObservationError(
             f"decode: observe asks for {asked}; a hypothesis carries the rows of all its steps and nothing else:"
             ' pass Observe(rows="all") and derive the rest from them'
