@@ -22,7 +22,7 @@ from regard.errors import ConfigError, DataError
 from regard.inputs.text import Tokenizer
 from regard.models.decoder import Decoder
 from regard.models.language_model import LanguageModel, LanguageModelConfig
-from regard.models.sliding import SlidingDecoder
+from regard.models.sliding import SlidingDecoder, windows
 from regard.tasks import model_directory
 from regard.tasks.generate.recipe import check_decoding
 from regard.tasks.generate.result import Continuation
@@ -153,8 +153,7 @@ class Generator:
     def _read(self, prompt: str) -> tuple[list[int], int, Tensor | None]:
         """(the prompt's ids as far as they fit, what is read first, what is read behind it)."""
         [ids] = self.tokenizer.encode_ids([prompt])
-        first = [Tokenizer.BOS] if self.config.begins or not ids else []
-        kept = (first + ids)[-self.config.context :]
+        kept = self._read_ids(prompt)[-self.config.context :]
         device = next(self.model.parameters()).device
         prefix = torch.tensor([kept[1:]], device=device) if len(kept) > 1 else None
         return ids, kept[0], prefix
@@ -183,21 +182,33 @@ class Generator:
         return Continuation(prompt, text, hypothesis.score, tokens, record, hypothesis.finished)
 
     @torch.no_grad()
-    def _attention(self, prompt: str, written: list[int]) -> AttentionRecord:
-        """What the model looked at for each token written, of as much text as the context holds."""
-        ids = self._read_ids(prompt) + written
-        read = ids[-self.config.context - 1 :]
-        device = next(self.model.parameters()).device
-        count = min(len(written), len(read) - 1)
-        _, _, seen = self.model.read(
-            self.model.start({}), torch.tensor([read[:-1]], device=device), Observe(rows="all")
-        )
+    def _attention(self, prompt: str, written: list[int]) -> AttentionRecord | None:
+        """What the model looked at for each token written, of many the last `context`: read in the search's windows."""
+        if not written:
+            return None
+        first = self._read_ids(prompt)[-self.config.context :]
+        read = first + written[:-1]
+        asked = len(read) - min(len(written), self.config.context)
+        seen = [one for one in windows(len(first), len(read), self.config.context) if one.end > asked]
+        begin = seen[0].begin
+        rows: dict[str, list[Tensor]] = {}
+        for window in seen:
+            of_window = self._rows(read[window.begin : window.end])
+            for name, all_rows in of_window.items():
+                new = all_rows[:, :, max(window.first, asked) - window.begin :]
+                room = (window.begin - begin, len(read) - window.end)  # keys that this window did not see
+                rows.setdefault(name, []).append(torch.nn.functional.pad(new, room))
         layers = {
-            name: Observation(rows=one.rows[:, :, -count:].float().cpu(), row_index=torch.arange(count))
-            for name, one in seen.items()
-            if one.rows is not None
+            name: Observation(rows=torch.cat(parts, 2), row_index=torch.arange(len(read) - asked))
+            for name, parts in rows.items()
         }
-        return AttentionRecord(layers, self._axis(read[-count:]), self._axis(read[:-1]))
+        return AttentionRecord(layers, self._axis(written[asked - len(read) :]), self._axis(read[begin:]))
+
+    def _rows(self, ids: list[int]) -> dict[str, Tensor]:
+        """Of each layer the attention of `ids` among themselves: float32 [1, heads, ids, ids]."""
+        tokens = torch.tensor([ids], device=next(self.model.parameters()).device)
+        _, _, seen = self.model.read(self.model.start({}), tokens, Observe(rows="all"))
+        return {name: one.rows.float().cpu() for name, one in seen.items() if one.rows is not None}
 
     def _read_ids(self, prompt: str) -> list[int]:
         [ids] = self.tokenizer.encode_ids([prompt])

@@ -15,9 +15,11 @@ import torch
 from tiny_text import WORDS, recipe, sentences
 
 import regard
+from regard.attention.observation import Observe
 from regard.cli.main import run as command_line
 from regard.data.windows import WindowBudget
 from regard.decoding.force import force
+from regard.decoding.search import decode
 from regard.errors import ConfigError, DataError, Interrupted, ModelFileError
 from regard.inputs.text import Tokenizer
 from regard.tasks.generate.generator import Generator
@@ -119,6 +121,41 @@ def test_attention_is_that_of_the_tokens_written(generator: Generator) -> None:
     assert record.query.tokens == found.tokens
     assert record.key.text == "ada b" + found.text
     assert rows[0, :, 0, 7:].eq(0).all()
+
+
+@pytest.mark.parametrize("prompt", ["ada bob", "", "ada bob " * 40 + "cy"], ids=["short", "none", "longer than that"])
+@pytest.mark.parametrize("length", [30, 67, 160])
+def test_past_the_context_attention_is_what_chose_the_tokens(generator: Generator, prompt: str, length: int) -> None:
+    """The last `context` rows, as the search itself would have shown them step by step."""
+    [found] = generator.generate([prompt], sample=False, min_length=length - 1, max_length=length, attention=True)
+    record = found.attention
+    assert record is not None and record.query is not None and record.key is not None
+    rows = record["layers.1.self"].rows
+    _, bos, prefix = generator._read(prompt)
+    [[again]] = decode(
+        generator._decoder(),
+        {},
+        generator.config.decoding.changed(sample=False, min_length=length - 1, max_length=length),
+        bos=bos,
+        eos=Tokenizer.EOS,
+        prefix=prefix,
+    )
+    tokens = [*([] if prefix is None else prefix[0].tolist()), *again.tokens]
+    decoder, wanted = generator._decoder(), []
+    state, fed = decoder.start({}), torch.tensor([[bos, *tokens[: len(tokens) - len(again.tokens)]]])
+    for token in again.tokens:
+        step, state = decoder.advance(state, fed, Observe(rows="all"))
+        wanted.append(step.attention["layers.1.self"].rows[0, :, -1].detach())
+        fed = torch.tensor([[token]])
+    count = min(len(again.tokens), generator.config.context)
+    assert record.query.tokens == found.tokens[-count:]
+    assert rows.shape[2] == count
+    for place, one in enumerate(wanted[-count:]):
+        end = rows.shape[3] - (count - 1 - place)  # a row ends with the token read last
+        torch.testing.assert_close(rows[0, :, place, end - one.shape[1] : end], one)
+        assert not rows[0, :, place, : end - one.shape[1]].any()
+        assert not rows[0, :, place, end:].any()
+    assert (prompt + found.text).endswith(record.key.text[-20:])
 
 
 def test_a_prompt_in_the_middle_of_a_text_is_read_as_such(tmp_path: Path) -> None:
