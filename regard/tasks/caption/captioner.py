@@ -115,7 +115,7 @@ class Captioner:
         batch_pictures: how many are decoded and described at once.
         """
         options = self.options(options, **changes)
-        shown = named(pictures)
+        shown = named(pictures, "caption")
         results: list[Caption | PictureError] = []
         for begin in range(0, len(shown), batch_pictures):
             part = shown[begin : begin + batch_pictures]
@@ -210,10 +210,13 @@ class Captioner:
         return found, memory.grid
 
 
-def named(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
-    """Each picture as a path or bytes, and its name. Raises: DataError for anything else."""
+def named(pictures: Iterable[Shown], operation: str) -> list[tuple[Path | bytes, str]]:
+    """Each picture as a path or bytes, and its name. operation: what was called, for errors.
+
+    Raises: DataError for anything else.
+    """
     if isinstance(pictures, str | Path | bytes):
-        raise DataError("caption: expected a list of pictures, as in caption(['photo.jpg'])")
+        raise DataError(f"{operation}: expected a list of pictures, as in {operation}(['photo.jpg'])")
     found: list[tuple[Path | bytes, str]] = []
     for place, picture in enumerate(pictures):
         if isinstance(picture, bytes):
@@ -222,5 +225,5 @@ def named(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
             found.append((Path(picture), str(picture)))
         else:
             kind = type(picture).__name__
-            raise DataError(f"caption: picture {place + 1} is {kind}, expected a path or the bytes of a file")
+            raise DataError(f"{operation}: picture {place + 1} is {kind}, expected a path or the bytes of a file")
     return found
