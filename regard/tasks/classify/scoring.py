@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from regard.errors import DataError
+
 BINS = 15  # of confidence, equally wide: Guo et al. 2017, sec. 2
 SAMPLES, SEED = 1000, 12345  # of the bootstrap
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -70,7 +72,12 @@ def score(
     baselines: dict[str, float] | None = None,
 ) -> Scores:
     """probabilities: [records, labels]; wanted: int [records], the true label's place. samples: 0 gives no interval,
-    only the value twice."""
+    only the value twice.
+
+    Raises: DataError without any record.
+    """
+    if not len(wanted):
+        raise DataError("score: no records, expected at least one with its label; check the data")
     told, confidence = probabilities.argmax(1), probabilities.max(1)
     count = len(labels)
     chance = np.random.default_rng(SEED)
