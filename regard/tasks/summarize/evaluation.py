@@ -8,7 +8,7 @@ from typing import Any
 
 from regard.decoding.options import DecodingOptions
 from regard.errors import ConfigError, DataError
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 from regard.tasks.evaluation_data import evaluation_records
 from regard.tasks.summarize.recipe import ROLES
 from regard.tasks.summarize.scoring import Scores, score

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from regard.errors import ConfigError, DataError, RegardError
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}

@@ -23,7 +23,8 @@ from regard.decoding.scorers import Suppress
 from regard.decoding.search import decode
 from regard.errors import ConfigError, DataError, ModelFileError
 from regard.inputs.text import Tokenizer
-from regard.inputs.words import AnyTokenizer, WordTokenizer, tokenizer_from_json
+from regard.inputs.tokenizers import AnyTokenizer, tokenizer_from_json
+from regard.inputs.words import WordTokenizer
 from regard.models.copying import CopyingDecoder
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
