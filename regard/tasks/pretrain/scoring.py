@@ -14,6 +14,7 @@ from regard.data.batches import Sequences, TokenBudget
 from regard.data.batches import cut as cut_batches
 from regard.inputs.text import Tokenizer
 from regard.models.masked_language_model import MaskedLanguageModel, hide
+from regard.tasks.metrics import Metric, metrics_json
 
 SEED = 12345  # of the choice of what is hidden
 
@@ -38,13 +39,8 @@ class Scores:
         """The same as plain values; there is no interval."""
         signature = f"hidden:{self.hidden_share:g}|tokens:{self.num_tokens}"
         values = {"nats_per_hidden_token": self.nats / self.num_tokens, "accuracy": self.right / self.num_tokens}
-        return {
-            "scoring": "filling in",
-            "metrics": {
-                name: {"value": value, "interval": [value, value], "signature": signature}
-                for name, value in values.items()
-            },
-        }
+        metrics = [Metric(name, value, (value, value), signature) for name, value in values.items()]
+        return {"scoring": "filling in", "metrics": metrics_json(metrics)}
 
 
 @torch.no_grad()
