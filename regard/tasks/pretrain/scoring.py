@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.inputs.text import Tokenizer
 from regard.models.masked_language_model import MaskedLanguageModel, hide
 from regard.tasks.metrics import Metric, metrics_json
@@ -49,12 +48,10 @@ def score(model: MaskedLanguageModel, tokenizer: Tokenizer, texts: Sequence[str]
     device = next(model.parameters()).device
     rows = tokenizer.encode_ids(texts)
     lengths = np.array([len(ids) + 1 for ids in rows], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
     generator = torch.Generator().manual_seed(SEED)
     share = model.config.hidden_share
     nats, right, count = [], 0, 0
-    budget = TokenBudget(max(batch_tokens, int(lengths.max())))
-    for places in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+    for places in by_length(lengths, batch_tokens):
         ids, of_rows = (tensor.to(device) for tensor in Sequences.padded([rows[place] for place in places]))
         hidden = hide(ids, of_rows, len(tokenizer), share, generator)
         vectors, _ = model(hidden.inputs, of_rows)

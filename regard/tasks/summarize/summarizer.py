@@ -15,8 +15,7 @@ from torch import Tensor
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observation, Observe
 from regard.attention.records.record import AttentionRecord, Axis
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.scorers import Suppress
@@ -125,12 +124,8 @@ class Summarizer:
         readings = [read_document(text, self.tokenizer, self.config.longest_source) for text in texts]
         results = [empty_summary(text) for text in texts]
         full = np.array([place for place, reading in enumerate(readings) if reading.ids], dtype=np.int64)
-        if not len(full):
-            return results
         lengths = np.array([len(readings[place].ids) + 1 for place in full], dtype=np.int64)
-        order = np.argsort(lengths, kind="stable")
-        budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
-        for chosen in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+        for chosen in by_length(lengths, batch_tokens // max(options.beam_size, options.num_best)):
             rows = full[chosen].tolist()
             found = self._batch(
                 [texts[row] for row in rows],

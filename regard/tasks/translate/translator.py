@@ -13,8 +13,7 @@ import torch
 
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observe
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
@@ -155,12 +154,8 @@ class Translator:
         """Each text as one sentence, in their order. numbers: [texts], what each one's samples are drawn from."""
         encoded = self.source_tokenizer.encode(texts)
         lengths = np.array([len(one.ids) + 1 for one in encoded], dtype=np.int64)
-        if not len(lengths):
-            return []
-        order = np.argsort(lengths, kind="stable")
-        budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
         results: list[Translation | None] = [None] * len(texts)
-        for rows in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+        for rows in by_length(lengths, batch_tokens // max(options.beam_size, options.num_best)):
             batch = self._decode([encoded[row].ids for row in rows], numbers[rows], options, attention)
             for row, hypotheses in zip(rows, batch, strict=True):
                 results[row] = translation_of(texts[row], encoded[row], hypotheses, self.target_tokenizer)
