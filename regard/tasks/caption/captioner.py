@@ -18,7 +18,7 @@ from regard.attention.records.axis import PictureGrid
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
-from regard.errors import ConfigError, DataError
+from regard.errors import DataError
 from regard.inputs.pictures import LoadedPicture, PictureError, PictureSize, load_picture, load_pictures, thumbnail
 from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -26,7 +26,8 @@ from regard.tasks import model_directory
 from regard.tasks.caption.recipe import CHANNELS
 from regard.tasks.caption.result import Caption, caption_of
 from regard.tasks.loading import config_of, fitted, tokenizer_of
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.training.averaging import weights_of
 
 TOKENIZER = "tokenizer.json"
@@ -129,13 +130,7 @@ class Captioner:
 
     def options(self, options: DecodingOptions | None = None, **changes: Any) -> DecodingOptions:
         """`options`, or the model's own, with some fields changed. Raises: ConfigError for what cannot work."""
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            given = type(options).__name__
-            raise ConfigError(f"caption: options is {given}, expected DecodingOptions; or give fields")
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "caption")  # names and kinds
-        return options.changed(**changes)
+        return search_options(options, self.config.decoding, changes, "caption")
 
     def describe(self, pixels: Sequence[np.ndarray], options: DecodingOptions, batch_pictures: int = 32) -> list[str]:
         """The best caption of each picture that is brought to size already, uint8 [height, width, 3]."""

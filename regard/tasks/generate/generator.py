@@ -27,7 +27,8 @@ from regard.tasks import model_directory
 from regard.tasks.generate.recipe import check_decoding
 from regard.tasks.generate.result import Continuation
 from regard.tasks.loading import config_of, fitted, tokenizer_of
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.training.averaging import weights_of
 
 UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
@@ -136,14 +137,7 @@ class Generator:
         return self.tokenizer.decode([*before, *written])[len(self.tokenizer.decode(before)) :]
 
     def _options(self, options: DecodingOptions | None, changes: dict[str, Any]) -> DecodingOptions:
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"generate: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "generate")  # names and kinds
-        options = options.changed(**changes)
+        options = search_options(options, self.config.decoding, changes, "generate")
         check_decoding(options)
         return options
 

@@ -28,7 +28,8 @@ from regard.models.copying import CopyingDecoder
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
 from regard.tasks.loading import config_of, fitted
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.tasks.summarize.origins import Origins, origins_of
 from regard.tasks.summarize.reading import Reading, read_document
 from regard.tasks.summarize.result import Summary, empty_summary, with_alternatives, words_of_summary
@@ -110,14 +111,7 @@ class Summarizer:
         grow with the rest. An empty one has an empty summary. Raises: ConfigError for options that cannot work;
         DataError for something that is not text.
         """
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"summarize: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "summarize")  # names and kinds
-        options = options.changed(**changes)
+        options = search_options(options, self.config.decoding, changes, "summarize")
         given, texts = texts, list(texts)
         if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("summarize: expected a list of strings, as in summarize(['A long text.'])")

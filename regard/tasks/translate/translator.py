@@ -23,7 +23,8 @@ from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
 from regard.tasks.loading import config_of, fitted, tokenizer_of
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.tasks.translate.recipe import ROLES
 from regard.tasks.translate.result import Translation, joined, translation_of
 from regard.training.averaging import weights_of
@@ -110,14 +111,7 @@ class Translator:
         An empty text has an empty translation without attention. Raises: ConfigError for options that cannot work;
         DataError for something that is not text.
         """
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"translate: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "translate")  # names and kinds
-        options = options.changed(**changes)
+        options = search_options(options, self.config.decoding, changes, "translate")
         given, texts = texts, list(texts)
         if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")
