@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -173,7 +173,6 @@ def prepare(
     on_bad: OnBad = "stop",
     report: BadRecords | None = None,
     fingerprint: str = "",
-    progress: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Turns `records` into arrays in `folder` and opens the corpus; one pass, in memory that does not grow with it.
 
@@ -182,7 +181,6 @@ def prepare(
         with the reason "too long". None: no limit.
     on_bad, report: as for `readers.read`; give both the same report, and the corpus keeps all of it.
     fingerprint: kept for the caller, who compares it to know whether the corpus is still the one wanted.
-    progress: called after each chunk with the number of records read so far.
     An earlier corpus in `folder` is replaced when the new one is complete.
     Raises: DataError when no record is usable, or when `folder` holds something else than a corpus.
     """
@@ -200,12 +198,8 @@ def prepare(
     try:
         with ExitStack() as stack:
             writers = {role: stack.enter_context(_RoleWriter(unfinished, role, columns[role])) for role in columns}
-            num_read = 0
             for chunk in _chunks(records, min(column.records_at_once for column in columns.values())):
                 _write_chunk(chunk, columns, writers, limits, on_bad, report)
-                num_read += len(chunk)
-                if progress is not None:
-                    progress(num_read)
             entries = {role: writer.finish() | columns[role].about() for role, writer in writers.items()}
         num_records = next(iter(writers.values())).num_records
         if not num_records:
