@@ -62,6 +62,21 @@ class Observe:
         wanted = (self.logsumexp, self.entropy, self.max_logit, self.received is not False, self.sink_mass, self.top_k)
         return any(wanted) or any(map(_is_given, (self.rows, self.columns, self.pooled))) or self.trace
 
+    @property
+    def asks_rows_alone(self) -> bool:
+        """Whether every row is wanted and nothing else, be it of all heads or of some."""
+        return self.rows == "all" and not self.beside_rows
+
+    @property
+    def beside_rows(self) -> list[str]:
+        """The names of the fields, but for `rows` and `heads`, that ask for something."""
+        asked = {one.name: (getattr(self, one.name), one.default) for one in fields(self)}
+        return [
+            name
+            for name, (value, nothing) in asked.items()
+            if name not in ("rows", "heads") and (isinstance(value, Tensor) or value != nothing)
+        ]
+
 
 def _is_given(request: object) -> bool:
     return request is not None

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regard.attention.mask import Kind, Lowered, Mask, Range, as_integers, check_counts, is_readable, misfits
-from regard.errors import ShapeError
+from regard.attention.mask import Kind, Lowered, Mask, Range, as_integers, is_readable, misfits
 
 NO_DOCUMENT = 2**31 - 1  # sorts behind every document
 MOST_PIECES = 8  # of one document; with more, ranges would take no less memory than the dense mask
@@ -32,23 +31,6 @@ class Packed(Mask):
     def __init__(self, documents: Tensor | Sequence[Sequence[int]], contiguous: bool | None = None) -> None:
         object.__setattr__(self, "documents", as_integers("Packed.documents", documents))
         object.__setattr__(self, "contiguous", contiguous)
-
-    @staticmethod
-    def of_lengths(lengths: Sequence[Sequence[int]], key_len: int) -> Packed:
-        """Documents one after another, from the first position on; what they leave over is padding.
-
-        lengths: a list of lengths a sequence. Raises: ShapeError when they are more than key_len together.
-        """
-        documents = torch.full((len(lengths), key_len), -1)
-        for item, of_item in enumerate(lengths):
-            check_counts(
-                "Packed", **{f"length {place} of sequence {item}": length for place, length in enumerate(of_item)}
-            )
-            if sum(of_item) > key_len:
-                raise ShapeError(f"Packed: sequence {item} has {sum(of_item)} positions, expected at most {key_len}")
-            named = torch.arange(len(of_item)).repeat_interleave(torch.tensor(of_item, dtype=torch.int64))
-            documents[item, : len(named)] = named
-        return Packed(documents, contiguous=True)
 
     def allowed(self, query_index: Tensor, key_index: Tensor) -> Tensor:
         documents = self.documents.to(query_index.device)

@@ -7,7 +7,7 @@ resumed anywhere, by however many processes, sees the batches it would have seen
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -195,7 +195,7 @@ class BatchStream:
         """The corpus places of each batch of `epoch`, in training order."""
         if epoch not in self._cached:
             chance = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], dtype=np.uint64)))
-            order = _by_length(self._lengths, chance, self.budget.length_noise)
+            order = _shuffled_by_length(self._lengths, chance, self.budget.length_noise)
             ends = cut(self._longest[order], self.budget)
             batches = np.split(order, ends[:-1])
             for former in list(self._cached)[:-1]:
@@ -262,7 +262,18 @@ def cut(lengths: np.ndarray, budget: TokenBudget) -> np.ndarray:
     return np.array(ends, dtype=np.int64)
 
 
-def _by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator, noise: float) -> np.ndarray:
+def by_length(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """int64 [batch] each: the places of sequences of like lengths, the shortest first, to be read without training.
+
+    A batch has at most batch_tokens tokens, padding included, but for a sequence that is longer by itself.
+    """
+    if len(lengths):
+        order = np.argsort(lengths, kind="stable")
+        budget = TokenBudget(max(batch_tokens, int(lengths.max())))
+        yield from np.split(order, cut(lengths[order], budget)[:-1])
+
+
+def _shuffled_by_length(lengths: Sequence[np.ndarray], chance: np.random.Generator, noise: float) -> np.ndarray:
     """int64 [sentences]: an order in which neighbours have like lengths in every role; ties fall by `chance`.
 
     The first key is the longest role's length, which the budget counts; then the roles' lengths, the last role's first.

@@ -17,7 +17,7 @@ import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -173,7 +173,6 @@ def prepare(
     on_bad: OnBad = "stop",
     report: BadRecords | None = None,
     fingerprint: str = "",
-    progress: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Turns `records` into arrays in `folder` and opens the corpus; one pass, in memory that does not grow with it.
 
@@ -182,7 +181,6 @@ def prepare(
         with the reason "too long". None: no limit.
     on_bad, report: as for `readers.read`; give both the same report, and the corpus keeps all of it.
     fingerprint: kept for the caller, who compares it to know whether the corpus is still the one wanted.
-    progress: called after each chunk with the number of records read so far.
     An earlier corpus in `folder` is replaced when the new one is complete.
     Raises: DataError when no record is usable, or when `folder` holds something else than a corpus.
     """
@@ -196,17 +194,12 @@ def prepare(
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(folder)
     unfinished = folder.with_name(f"{_unfinished_prefix(folder)}{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process that had our id: in containers they recur
     unfinished.mkdir()
     try:
         with ExitStack() as stack:
             writers = {role: stack.enter_context(_RoleWriter(unfinished, role, columns[role])) for role in columns}
-            num_read = 0
             for chunk in _chunks(records, min(column.records_at_once for column in columns.values())):
                 _write_chunk(chunk, columns, writers, limits, on_bad, report)
-                num_read += len(chunk)
-                if progress is not None:
-                    progress(num_read)
             entries = {role: writer.finish() | columns[role].about() for role, writer in writers.items()}
         num_records = next(iter(writers.values())).num_records
         if not num_records:
@@ -251,15 +244,25 @@ def _unfinished_prefix(folder: Path) -> str:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Clears away what a killed preparation of `folder` on this machine left behind."""
+    """Clears away what a killed preparation of `folder` on this machine left behind.
+
+    A folder with our own number is one of them: a container that starts anew gives its processes the same numbers.
+    """
     prefix = _unfinished_prefix(folder)
     for left in folder.parent.glob(f"{glob.escape(prefix)}*"):
-        try:
-            os.kill(int(left.name.removeprefix(prefix)), 0)
-        except (ProcessLookupError, ValueError):
+        number = left.name.removeprefix(prefix)
+        if number == str(os.getpid()) or not _is_alive(number):
             shutil.rmtree(left, ignore_errors=True)
-        except PermissionError:  # another user's process, alive
-            continue
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:  # another user's process
+        return True
+    return True
 
 
 class _RoleWriter:

@@ -91,14 +91,12 @@ def read(
     *,
     on_bad: OnBad = "stop",
     report: BadRecords | None = None,
-    max_characters: int | None = None,
     limit: int | None = None,
 ) -> Iterator[Record]:
     """Streams the records of `spec`, each with a non-empty text for every role.
 
     roles: the fields wanted.
     on_bad: "skip" counts a bad record in `report` and goes on; "stop" raises at the first one.
-    max_characters: a record with a longer field is bad.
     limit: stop after so many good records.
     Raises: ConfigError for a specification that cannot be read; DataError for a missing or empty file, for parallel
     files of unequal length, both before the first record; and DataError when no record is good.
@@ -118,7 +116,7 @@ def read(
         num_good = 0
         for found, origins in rows:
             for role in roles:
-                reason = _unusable(found[role], max_characters)
+                reason = _unusable(found[role])
                 if reason is not None:
                     reject(f"{reason} {role}", origins[role])
                     break
@@ -136,7 +134,7 @@ def read(
     return records()
 
 
-def _unusable(text: Any, max_characters: int | None) -> str | None:
+def _unusable(text: Any) -> str | None:
     """Why `text` cannot be a field; None when it can."""
     if text is None:
         return "missing"
@@ -147,12 +145,7 @@ def _unusable(text: Any, max_characters: int | None) -> str | None:
             text.encode("utf-8")
         except UnicodeEncodeError:  # surrogateescape's mark for a byte that is no UTF-8, or a lone \ud800 in JSON
             return "undecodable"
-    text = text.strip()
-    if not text:
-        return "empty"
-    if max_characters is not None and len(text) > max_characters:
-        return f"over {max_characters} characters in"
-    return None
+    return None if text.strip() else "empty"
 
 
 def _rows(spec: DataSpec, roles: tuple[str, ...], reject: formats.Reject) -> Iterator[formats.Row]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from regard.decoding.coverage import RepeatPenalty
+from regard.decoding.options import DecodingOptions
+from regard.errors import ConfigError
+from regard.models.memory import Memory
 
 FORBIDDEN = float("-inf")
 
@@ -140,3 +146,28 @@ class ForcedPrefix:
 
     def select(self, state: _Forced, rows: Tensor, tokens: Tensor) -> _Forced:
         return _Forced(state.position + 1, state.tokens[rows], state.lengths[rows])
+
+
+def own_scorers(options: DecodingOptions, memories: Mapping[str, Memory], eos: int) -> list[Scorer]:
+    """The voters that `options` asks for by itself.
+
+    Raises: ConfigError for a coverage penalty where there is no memory whose coverage could be counted.
+    """
+    voters: list[Scorer] = []
+    if options.min_length:
+        voters.append(MinLength(options.min_length, eos))
+    if options.no_repeat_ngram:
+        voters.append(NoRepeatNGram(options.no_repeat_ngram))
+    if options.coverage_penalty:
+        if not memories:
+            raise ConfigError(no_source(options))
+        voters.append(RepeatPenalty(options.coverage_penalty))
+    return voters
+
+
+def no_source(options: DecodingOptions) -> str:
+    """What is wrong with a coverage penalty for a language model."""
+    return (
+        f"decoding: coverage_penalty is {options.coverage_penalty}, but a language model reads no source that it could"
+        " come back to; set it to 0, or use no_repeat_ngram"
+    )

@@ -9,19 +9,15 @@ from torch import Tensor
 
 from regard.attention.observation import Observe
 from regard.decoding.beam import beam_search
-from regard.decoding.coverage import RepeatPenalty
 from regard.decoding.draws import Draw, likeliest
 from regard.decoding.frontier import Frontier
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
-from regard.decoding.scorers import MinLength, NoRepeatNGram, Scorer
+from regard.decoding.scorers import Scorer, own_scorers
 from regard.decoding.walk import walk
 from regard.errors import ConfigError, ObservationError, ShapeError
 from regard.models.decoder import Decoder
 from regard.models.memory import Memory
-
-# What can be asked of an attention call beside its rows.
-OTHER_STATISTICS = ("logsumexp", "entropy", "max_logit", "received", "sink_mass", "top_k", "columns", "pooled", "trace")
 
 
 @torch.no_grad()
@@ -55,14 +51,14 @@ def decode(
     sentence_numbers: int64 [rows], what a sentence's draws are made from beside options.seed; its place in the batch
     unless given. Give the sentence's number in the corpus to make samples independent of batching.
 
-    Raises: ConfigError for options or lengths that cannot be, ShapeError for rows that differ, ObservationError for a
-    statistic other than rows.
+    Raises: ConfigError for options or lengths that cannot be, a coverage penalty without memories among them;
+    ShapeError for rows that differ; ObservationError for a statistic other than rows.
     """
     options.check()
     _check_observe(observe)
     if any(len(memory.lengths) == 0 for memory in memories.values()):
         return []
-    voters = [*scorers, *own_scorers(options, eos)]
+    voters = [*scorers, *own_scorers(options, memories, eos)]
     frontier = Frontier(decoder, memories, bos=bos, prefix=prefix, scorers=voters, observe=observe)
     caps = _caps(max_lengths, options, frontier)
     if not options.sample and options.beam_size > 1:
@@ -87,24 +83,9 @@ def decode(
     )
 
 
-def own_scorers(options: DecodingOptions, eos: int) -> list[Scorer]:
-    """The voters that options ask for."""
-    voters: list[Scorer] = []
-    if options.min_length:
-        voters.append(MinLength(options.min_length, eos))
-    if options.no_repeat_ngram:
-        voters.append(NoRepeatNGram(options.no_repeat_ngram))
-    if options.coverage_penalty:
-        voters.append(RepeatPenalty(options.coverage_penalty))
-    return voters
-
-
 def _check_observe(observe: Observe | None) -> None:
-    if observe is None:
-        return
-    others = [name for name in OTHER_STATISTICS if getattr(observe, name) is not getattr(Observe, name)]
-    if others or observe.rows != "all":
-        asked = ", ".join([*others, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
+    if observe is not None and not observe.asks_rows_alone:
+        asked = ", ".join([*observe.beside_rows, *([f"rows={observe.rows!r}"] if observe.rows != "all" else [])])
         raise ObservationError(
             f"decode: observe asks for {asked}; a hypothesis carries the rows of all its steps and nothing else:"
             ' pass Observe(rows="all") and derive the rest from them'

@@ -10,8 +10,7 @@ from torch import Tensor
 from regard.decoding.draws import Draw, Pick, likeliest
 from regard.decoding.frontier import Frontier, refuse_nan
 from regard.decoding.options import DecodingOptions
-from regard.decoding.scorers import Scorer
-from regard.decoding.search import own_scorers
+from regard.decoding.scorers import Scorer, own_scorers
 from regard.errors import ConfigError, ShapeError
 from regard.models.decoder import Decoder
 from regard.models.memory import Memory
@@ -32,8 +31,8 @@ def stream(
 
     Arguments are as for `decode`; there is one row. sentence_number: what the draws are made from beside options.seed.
 
-    Raises: ConfigError for a beam, whose best output is known at its end alone, and for several outputs; ShapeError for
-    several rows.
+    Raises: ConfigError for a beam, whose best output is known at its end alone, for several outputs, and for a coverage
+    penalty without memories; ShapeError for several rows.
     """
     options.check()
     if (options.beam_size > 1 and not options.sample) or options.num_best > 1:
@@ -44,7 +43,7 @@ def stream(
     rows = {len(memory.lengths) for memory in memories.values()} | ({len(prefix)} if prefix is not None else set())
     if rows - {1}:
         raise ShapeError(f"stream: {max(rows)} rows, expected one; use decode for several")
-    voters = [*scorers, *own_scorers(options, eos)]
+    voters = [*scorers, *own_scorers(options, memories, eos)]
     return _tokens(decoder, memories, options, bos, eos, prefix, voters, sentence_number)
 
 

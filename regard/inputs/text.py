@@ -16,41 +16,28 @@ Source of the two subword models: Sennrich, Haddow and Birch 2016 (byte-pair enc
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 
-from regard.errors import ConfigError, DataError, ModelFileError
+from regard.errors import ConfigError, DataError
+from regard.inputs.byte_letters import NUM_BYTES, byte_of_letter, characters, displayed
+from regard.inputs.tokenizer_json import JsonTokenizer
 from regard.inputs.unigram import learn_pieces
 
-FORMAT_VERSION = 1
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")  # their ids are their places here
-NUM_BYTES = 256  # every byte is a token, so that no text is unknown
 
 # Letters with their marks; one digit; one punctuation mark or symbol repeated; white space. Each takes one space before
 # it along. The second branch of white space leaves the last space of several to the word that follows.
 _PIECES = r" ?[\p{L}\p{M}]+| ?\p{N}| ?([^\s\p{L}\p{M}\p{N}])\1*|\s+(?!\S)|\s"
 
 _CHARACTERS = r"[\s\S]"
-
-# Numbers with inner separators; French elision before a vowel ("l'" of "l'eau"); words with inner apostrophes and
-# hyphens; one mark or symbol repeated.
-_WORDS = (
-    r"\p{N}+(?:[.,:]\p{N}+)+"
-    r"|(?<![\p{L}\p{M}\p{N}_])(?i:[cdjlmnst]|qu|jusqu|lorsqu|puisqu)['’](?=[aàâeéèêëhiîïoôuùûyœæAÀÂEÉÈÊËHIÎÏOÔUÙÛYŒÆ])"
-    r"|[\p{L}\p{M}\p{N}_]+(?:['’\-][\p{L}\p{M}\p{N}_]+)*"
-    r"|([^\s\p{L}\p{M}\p{N}_])\1*"
-)
 
 
 @dataclass(frozen=True)
@@ -72,8 +59,9 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         problems = []
         smallest = len(SPECIAL_TOKENS) + NUM_BYTES
-        if self.kind not in ("bpe", "unigram", "characters", "whole-words"):
-            problems.append(f"tokenizer.kind is {self.kind!r}, expected bpe, unigram, characters or whole-words")
+        if self.kind not in _KINDS:
+            *names, last = _KINDS
+            problems.append(f"tokenizer.kind is {self.kind!r}, expected {', '.join(names)} or {last}")
         if self.vocab_size < smallest:
             problems.append(
                 f"tokenizer.vocab_size is {self.vocab_size}, expected at least {smallest}"
@@ -89,7 +77,7 @@ class TokenizerConfig:
     @property
     def is_exact(self) -> bool:
         """Whether a text is encoded as it stands, white space at its ends included."""
-        return self.kind == "characters"
+        return _KINDS[self.kind].is_exact
 
 
 class Encoded(NamedTuple):
@@ -100,7 +88,7 @@ class Encoded(NamedTuple):
     offsets: list[tuple[int, int]]  # characters of the original text, end exclusive, without the space before
 
 
-class Tokenizer:
+class Tokenizer(JsonTokenizer):
     """Text to ids and back. Ids 0 to 3 are padding, begin, end and unknown in every tokenizer regard trains."""
 
     PAD: ClassVar[int] = 0
@@ -129,26 +117,15 @@ class Tokenizer:
             ]
         )
         seen = _Counted(texts)
-        if config.kind == "whole-words":
-            inner.model = _word_model(inner, seen, config)
-        elif config.kind != "unigram":
-            trainer = trainers.BpeTrainer(
-                vocab_size=config.vocab_size,
-                min_frequency=config.min_frequency,
-                special_tokens=list(SPECIAL_TOKENS),
-                initial_alphabet=sorted(_byte_of_letter()),
-                show_progress=False,
-            )
-            inner.train_from_iterator(seen, trainer)
-        else:
-            inner.model = _unigram_model(inner, seen, config.vocab_size)
+        kind = _KINDS[config.kind]
+        kind.learn(inner, seen, config)
         if not seen.num_characters:
             raise DataError(
                 f"tokenizer training: received {seen.num_texts} texts without a single character, expected at least"
                 " one text; check the data's path and columns"
             )
         trained = inner.get_vocab_size()
-        if trained < config.vocab_size and config.kind not in ("characters", "whole-words"):
+        if trained < config.vocab_size and kind.is_filled:
             raise ConfigError(
                 f"tokenizer.vocab_size is {config.vocab_size}, but {seen.num_texts} texts give only {trained} subwords;"
                 f" set tokenizer.vocab_size to {trained} or less"
@@ -193,7 +170,7 @@ class Tokenizer:
         place. This is what lines attention up with generated text.
         """
         pieces = [self._bytes[identity] for identity in ids]
-        text, character_of = _characters(b"".join(pieces))
+        text, character_of = characters(b"".join(pieces))
         # encode puts one space before every text that is cut into subwords; it is no part of it.
         dropped = 1 if text.startswith(" ") and not self.config.is_exact else 0
         text = text[dropped:]
@@ -209,77 +186,18 @@ class Tokenizer:
             spans.append((start, end) if self.config.is_exact else _without_leading_space(text, start, end))
         return text, spans
 
-    def to_json(self) -> str:
-        """Everything needed to build this tokenizer again, as one JSON object."""
-        content = {
-            "format_version": FORMAT_VERSION,
-            "config": asdict(self.config),
-            "tokenizer": json.loads(self._inner.to_str()),
-        }
-        return json.dumps(content, ensure_ascii=False, sort_keys=True)
+    def content(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "tokenizer": json.loads(self._inner.to_str())}
 
     @classmethod
-    def from_json(cls, content: str, *, name: str = "tokenizer") -> Tokenizer:
-        """The tokenizer that `to_json` described; `name` is what error messages call it.
-
-        Raises: ModelFileError when `content` is damaged or of a newer format.
-        """
-        try:
-            parsed = json.loads(content)
-            version = parsed["format_version"]
-            if version == FORMAT_VERSION:
-                inner = tokenizers.Tokenizer.from_str(json.dumps(parsed["tokenizer"], ensure_ascii=False))
-                known = {field.name for field in fields(TokenizerConfig)}
-                config = TokenizerConfig(**{key: value for key, value in parsed["config"].items() if key in known})
-                for identity, token in enumerate(SPECIAL_TOKENS):
-                    if inner.id_to_token(identity) != token:
-                        raise ValueError(f"id {identity} is {inner.id_to_token(identity)!r}, expected {token!r}")
-                return cls(inner, config)
-        except Exception as error:  # tokenizers raises plain Exception for what it cannot parse
-            reason = " ".join(str(error).split())[:200]
-            raise ModelFileError(
-                f"{name}: damaged tokenizer ({type(error).__name__}: {reason}), expected a file regard wrote;"
-                " copy it again or train anew"
-            ) from error
-        raise ModelFileError(
-            f"{name}: tokenizer format {version!r}, this regard reads up to {FORMAT_VERSION}; update regard"
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json` to `path`, whole or not at all."""
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(self.to_json(), encoding="utf-8")
-        os.replace(unfinished, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer saved at `path`. Raises: ModelFileError when it is missing or damaged."""
-        try:
-            content = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ModelFileError(
-                f"{path}: damaged tokenizer ({error}), expected UTF-8 text; copy it again or train anew"
-            ) from error
-        except OSError as error:
-            raise ModelFileError(
-                f"{path}: cannot read the tokenizer ({error.strerror}); give the path of a file that Tokenizer.save"
-                " wrote"
-            ) from error
-        return cls.from_json(content, name=str(path))
-
-    def fingerprint(self) -> str:
-        """SHA-256 of `to_json`, in hexadecimal: equal exactly when two tokenizers are."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Tokenizer.from_json, (self.to_json(),))
+    def of_content(cls, content: dict[str, Any]) -> Tokenizer:
+        inner = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"], ensure_ascii=False))
+        known = {field.name for field in fields(TokenizerConfig)}
+        config = TokenizerConfig(**{key: value for key, value in content["config"].items() if key in known})
+        for identity, token in enumerate(SPECIAL_TOKENS):
+            if inner.id_to_token(identity) != token:
+                raise ValueError(f"id {identity} is {inner.id_to_token(identity)!r}, expected {token!r}")
+        return cls(inner, config)
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.config.kind}, {len(self)} ids)"
@@ -298,7 +216,7 @@ class Tokenizer:
     @cached_property
     def _bytes(self) -> list[bytes]:
         """The bytes each id stands for; none for a special id."""
-        letters = _byte_of_letter()
+        letters = byte_of_letter()
         pieces = [b""] * len(self)
         for piece, identity in self._inner.get_vocab().items():
             if identity >= len(SPECIAL_TOKENS):
@@ -307,20 +225,7 @@ class Tokenizer:
 
     @cached_property
     def _display(self) -> list[str]:
-        return [*SPECIAL_TOKENS, *(_displayed(piece) for piece in self._bytes[len(SPECIAL_TOKENS) :])]
-
-
-def words(text: str) -> list[tuple[int, int]]:
-    """Character spans of the words and marks of `text`, end exclusive, in order.
-
-    "dog." is two, "3,5" and "12:30" one, "well-known" and "don't" one. A French article or pronoun elided before a
-    vowel is its own word ("l'" and "eau"). A mark repeated is one ("..."). White space is in no span. Writing without
-    spaces (Chinese, Thai) is not cut into words.
-    """
-    return [span for _, span in _word_splitter.pre_tokenize_str(text)]
-
-
-_word_splitter = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
+        return [*SPECIAL_TOKENS, *(displayed(piece) for piece in self._bytes[len(SPECIAL_TOKENS) :])]
 
 
 class _Counted:
@@ -350,62 +255,61 @@ def _normalizer(config: TokenizerConfig) -> normalizers.Normalizer:
     return normalizers.Sequence([*steps, normalizers.Strip(), normalizers.Prepend(" ")])
 
 
-def _unigram_model(inner: tokenizers.Tokenizer, texts: Iterable[str], vocab_size: int) -> models.Unigram:
-    """Learnt from the words that `inner` cuts `texts` into."""
-    words: Counter[str] = Counter()
+def _word_counts(inner: tokenizers.Tokenizer, texts: Iterable[str]) -> Counter[str]:
+    """How often each of the words that `inner` cuts `texts` into occurs."""
+    counts: Counter[str] = Counter()
     for text in texts:
-        words.update(word for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)))
-    letters = _byte_of_letter()
+        counts.update(word for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)))
+    return counts
+
+
+def _learn_merges(inner: tokenizers.Tokenizer, texts: Iterable[str], config: TokenizerConfig) -> None:
+    """Byte pairs; of texts that are cut into characters, the bytes of each character."""
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=config.min_frequency,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(byte_of_letter()),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+
+
+def _learn_unigram(inner: tokenizers.Tokenizer, texts: Iterable[str], config: TokenizerConfig) -> None:
+    letters = byte_of_letter()
     later_bytes = [letter for letter, byte in letters.items() if 0x80 <= byte < 0xC0]
-    pieces = learn_pieces(words, vocab_size - len(SPECIAL_TOKENS), letters=letters, inside=later_bytes)
+    counts = _word_counts(inner, texts)
+    pieces = learn_pieces(counts, config.vocab_size - len(SPECIAL_TOKENS), letters=letters, inside=later_bytes)
     # Few enough digits that reading them back from JSON gives the same number.
     scored = [(piece, round(score, 6)) for piece, score in pieces]
-    return models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *scored], Tokenizer.UNK)
+    inner.model = models.Unigram([*((token, 0.0) for token in SPECIAL_TOKENS), *scored], Tokenizer.UNK)
 
 
-def _word_model(inner: tokenizers.Tokenizer, texts: Iterable[str], config: TokenizerConfig) -> models.BPE:
+def _learn_words(inner: tokenizers.Tokenizer, texts: Iterable[str], config: TokenizerConfig) -> None:
     """Byte pairs without any merge, in which the frequent words of `texts` are whole; ties in the order of letters."""
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)))
-    pieces = [*SPECIAL_TOKENS, *sorted(_byte_of_letter())]
+    pieces = [*SPECIAL_TOKENS, *sorted(byte_of_letter())]
     known = set(pieces)
-    for word, count in sorted(words.items(), key=lambda item: (-item[1], item[0])):
+    for word, count in sorted(_word_counts(inner, texts).items(), key=lambda item: (-item[1], item[0])):
         if len(pieces) < config.vocab_size and count >= config.min_frequency and word not in known:
             pieces.append(word)
-    return models.BPE({piece: place for place, piece in enumerate(pieces)}, [], ignore_merges=True)
+    inner.model = models.BPE({piece: place for place, piece in enumerate(pieces)}, [], ignore_merges=True)
 
 
-def _byte_of_letter() -> dict[str, int]:
-    """The byte behind each letter of the byte-level alphabet: printable bytes stand for themselves, the rest follow
-    from U+0100 on (Radford et al. 2019, the alphabet of GPT-2)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(NUM_BYTES) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(rest)}
+class _Kind(NamedTuple):
+    """learn: gives a tokenizer, which normalises and cuts already, its model. is_exact: see `TokenizerConfig.is_exact`;
+    texts are then cut into characters. is_filled: whether the vocabulary must be as large as was asked for."""
+
+    learn: Callable[[tokenizers.Tokenizer, Iterable[str], TokenizerConfig], None]
+    is_exact: bool
+    is_filled: bool
 
 
-def _characters(data: bytes) -> tuple[str, list[int]]:
-    """`data` as text with U+FFFD for what is no UTF-8, and for every byte the index of the character it is in."""
-    parts: list[str] = []
-    character_of: list[int] = []
-    start = num_characters = 0
-    while start < len(data):
-        try:
-            good, bad_end = data[start:].decode("utf-8"), len(data)
-            bad_start = bad_end
-        except UnicodeDecodeError as error:
-            bad_start, bad_end = start + error.start, start + error.end
-            good = data[start:bad_start].decode("utf-8")
-        for character in good:
-            character_of += [num_characters] * len(character.encode("utf-8"))
-            num_characters += 1
-        parts.append(good)
-        if bad_start < bad_end:
-            character_of += [num_characters] * (bad_end - bad_start)
-            num_characters += 1
-            parts.append("\ufffd")
-        start = bad_end
-    return "".join(parts), character_of
+_KINDS = {
+    "bpe": _Kind(_learn_merges, is_exact=False, is_filled=True),
+    "unigram": _Kind(_learn_unigram, is_exact=False, is_filled=True),
+    "characters": _Kind(_learn_merges, is_exact=True, is_filled=False),
+    "whole-words": _Kind(_learn_words, is_exact=False, is_filled=False),
+}
 
 
 def _with_composed(text: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -439,18 +343,3 @@ def _without_leading_space(text: str, start: int, end: int) -> tuple[int, int]:
     while start < end and text[start].isspace():
         start += 1
     return start, end
-
-
-def _displayed(piece: bytes) -> str:
-    try:
-        text = piece.decode("utf-8")
-    except UnicodeDecodeError:
-        return "".join(_displayed_byte(byte) for byte in piece)
-    return "".join(
-        "▁" if letter == " " else letter if unicodedata.category(letter)[0] != "C" else repr(letter)[1:-1]
-        for letter in text
-    )
-
-
-def _displayed_byte(byte: int) -> str:
-    return "▁" if byte == 0x20 else chr(byte) if 0x21 <= byte < 0x7F else f"<0x{byte:02X}>"

@@ -1,10 +1,10 @@
 """Whole words as tokens, for models that copy: a word that the vocabulary lacks is one token still, and can be copied.
 
-A text is cut into words and marks (`regard.inputs.text.words`). Words apart are the rule; a token that stands close
-to its neighbour says so with a joiner at that side. "He (Anna) said: ok." is ``He  (￭  Anna  ￭)  said  ￭:  ok  ￭.``.
-A word itself carries a joiner only where it follows another word directly, so that "Anna" is one and the same token
-wherever it stands. `decode(encode(text))` gives the text back with every run of white space as one space; letter case
-is lost with ``lowercase=True`` for words that the vocabulary has.
+A text is cut into words and marks (`regard.inputs.word_splitting.words`). Words apart are the rule; a token that
+stands close to its neighbour says so with a joiner at that side. "He (Anna) said: ok." is
+``He  (￭  Anna  ￭)  said  ￭:  ok  ￭.``. A word itself carries a joiner only where it follows another word directly, so
+that "Anna" is one and the same token wherever it stands. `decode(encode(text))` gives the text back with every run of
+white space as one space; letter case is lost with ``lowercase=True`` for words that the vocabulary has.
 
 An unknown word's id is the size of the vocabulary plus a number made of its letters. Source and target of a record thus
 agree on an unknown word without seeing each other, and a corpus keeps such ids like any others; only a model that
@@ -13,20 +13,17 @@ copies (`regard.models.copying`) can read them.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from regard.errors import ConfigError, DataError, ModelFileError
-from regard.inputs.text import SPECIAL_TOKENS, Encoded, Tokenizer, TokenizerConfig, words
+from regard.errors import ConfigError, DataError
+from regard.inputs.text import SPECIAL_TOKENS, Encoded, Tokenizer
+from regard.inputs.tokenizer_json import JsonTokenizer
+from regard.inputs.word_splitting import words
 
-FORMAT_VERSION = 1
 JOINER = "￭"  # U+FFED; where a text holds one it is read as the mark below
 INSTEAD_OF_JOINER = "■"
 NUM_UNKNOWN = 1 << 30  # ids of unknown words: two of a record fall together once in a billion
@@ -57,7 +54,7 @@ class WordTokenizerConfig:
             raise ConfigError("; ".join(problems))
 
 
-class WordTokenizer:
+class WordTokenizer(JsonTokenizer):
     """Text to ids of words and back. The special ids are those of `Tokenizer`."""
 
     def __init__(self, vocabulary: Sequence[str], config: WordTokenizerConfig) -> None:
@@ -146,57 +143,19 @@ class WordTokenizer:
             close = token.endswith(JOINER)
         return text, spans
 
-    def to_json(self) -> str:
-        """Everything needed to build this tokenizer again, as one JSON object."""
-        content = {"format_version": FORMAT_VERSION, "config": asdict(self.config), "words": self._tokens}
-        return json.dumps(content, ensure_ascii=False, sort_keys=True)
+    def content(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "words": self._tokens}
 
     @classmethod
-    def from_json(cls, content: str, *, name: str = "tokenizer") -> WordTokenizer:
-        """The tokenizer that `to_json` described; `name` is what error messages call it.
-
-        Raises: ModelFileError when `content` is damaged or of a newer format.
-        """
-        try:
-            parsed = json.loads(content)
-            version = parsed["format_version"]
-            if version == FORMAT_VERSION:
-                known = {field.name for field in fields(WordTokenizerConfig)}
-                config = WordTokenizerConfig(**{key: value for key, value in parsed["config"].items() if key in known})
-                vocabulary = parsed["words"]
-                if tuple(vocabulary[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS or not all(
-                    isinstance(word, str) for word in vocabulary
-                ):
-                    raise ValueError("its words are not special tokens and text")
-                return cls(vocabulary, config)
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
-            raise ModelFileError(
-                f"{name}: damaged tokenizer ({type(error).__name__}: {' '.join(str(error).split())[:200]}), expected a "
-                "file regard wrote; copy it again or train anew"
-            ) from error
-        raise ModelFileError(
-            f"{name}: tokenizer format {version!r}, this regard reads up to {FORMAT_VERSION}; update regard"
-        )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_json` to `path`, whole or not at all."""
-        path = Path(path)
-        unfinished = path.with_name(f".{path.name}.unfinished")
-        unfinished.write_text(self.to_json(), encoding="utf-8")
-        os.replace(unfinished, path)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of `to_json`, in hexadecimal: equal exactly when two tokenizers are."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, WordTokenizer) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash(self.fingerprint())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (WordTokenizer.from_json, (self.to_json(),))
+    def of_content(cls, content: dict[str, Any]) -> WordTokenizer:
+        known = {field.name for field in fields(WordTokenizerConfig)}
+        config = WordTokenizerConfig(**{key: value for key, value in content["config"].items() if key in known})
+        vocabulary = content["words"]
+        if tuple(vocabulary[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS or not all(
+            isinstance(word, str) for word in vocabulary
+        ):
+            raise ValueError("its words are not special tokens and text")
+        return cls(vocabulary, config)
 
     def __repr__(self) -> str:
         return f"WordTokenizer({len(self)} ids)"
@@ -210,24 +169,6 @@ class WordTokenizer:
         if identity < len(self):
             return self._tokens[identity]
         return unknown.get(identity, SPECIAL_TOKENS[Tokenizer.UNK])
-
-
-AnyTokenizer = Tokenizer | WordTokenizer
-AnyTokenizerConfig = TokenizerConfig | WordTokenizerConfig
-
-
-def train_tokenizer(texts: Iterable[str], config: AnyTokenizerConfig) -> AnyTokenizer:
-    """The tokenizer that `config` describes, learnt from `texts`. Raises: as each kind's own `train`."""
-    return (WordTokenizer if isinstance(config, WordTokenizerConfig) else Tokenizer).train(texts, config)  # type: ignore[arg-type]
-
-
-def tokenizer_from_json(content: str, *, name: str = "tokenizer") -> AnyTokenizer:
-    """The tokenizer of either kind that `to_json` described. Raises: ModelFileError."""
-    try:
-        kind = json.loads(content)["config"]["kind"]
-    except (ValueError, KeyError, TypeError):
-        kind = None  # damaged, as either kind says in its own words
-    return (WordTokenizer if kind == "words" else Tokenizer).from_json(content, name=name)
 
 
 def joined_words(text: str) -> list[tuple[str, tuple[int, int]]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class SlidingDecoder:
         read = tokens if state.read is None else torch.cat([state.read, tokens], 1)
         inner, new = state.inner, tokens
         if read.shape[1] > self.context:
-            kept = max(self.context // 2, tokens.shape[1])
+            kept = _num_kept(self.context, tokens.shape[1])
             if kept > self.context:
                 raise ShapeError(
                     f"context: {tokens.shape[1]} tokens at once, but the model was trained on {self.context}; give the"
@@ -65,3 +65,28 @@ class SlidingDecoder:
         if new.shape[1] != tokens.shape[1]:
             step = Step(step.log_probs[:, -tokens.shape[1] :], step.attention)
         return step, SlidingState(inner, read, state.memories)
+
+
+class Window(NamedTuple):
+    """The tokens from `begin` to `end` are read from position 0; what is asked of them are those from `first` on."""
+
+    begin: int
+    first: int
+    end: int
+
+
+def windows(num_first: int, num_tokens: int, context: int) -> Iterator[Window]:
+    """How a `SlidingDecoder` reads `num_tokens` tokens, the first `num_first` of them at once, then one by one.
+
+    Of those at once the last is asked alone; every later token is asked in one window.
+    """
+    begin, first = 0, num_first - 1
+    while first < num_tokens:
+        end = min(begin + context, num_tokens)
+        yield Window(begin, first, end)
+        begin, first = end + 1 - _num_kept(context, 1), end
+
+
+def _num_kept(context: int, num_new: int) -> int:
+    """Tokens that are read anew where `num_new` do not fit behind the others."""
+    return max(context // 2, num_new)

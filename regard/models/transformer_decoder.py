@@ -136,11 +136,6 @@ def _as_one(query: Tensor, size: int) -> Tensor:
     return together
 
 
-def _rows_alone(observe: Observe) -> bool:
-    """Whether nothing but all rows is asked for."""
-    return observe.rows == "all" and observe.queries is None and not replace(observe, rows=None)
-
-
 def _apart(observation: Observation, size: int) -> Observation:
     """The rows of each row of a group: [groups, heads, size * n, key_len] -> [groups * size, heads, n, key_len]."""
     if observation.rows is None:
@@ -194,7 +189,7 @@ class TransformerDecoder(nn.Module):
         """tokens [rows, n] -> (hidden [rows, n, model_dim], the state after them, observations by layer name)."""
         vectors = self.embedding(tokens, begin=state.position)
         cross, lengths = state.cross, state.lengths
-        if observe and not _rows_alone(observe):  # other statistics are of one row each
+        if observe and not observe.asks_rows_alone:  # other statistics are of one row each
             cross, lengths = state.spread()
         own, observations = [], {}
         for index, layer in enumerate(self.layers):

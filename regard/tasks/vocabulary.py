@@ -8,9 +8,12 @@ from pathlib import Path
 from regard.data.readers import read
 from regard.errors import ConfigError
 from regard.inputs.text import Tokenizer, TokenizerConfig
-from regard.inputs.words import AnyTokenizer, AnyTokenizerConfig, tokenizer_from_json, train_tokenizer
+from regard.inputs.tokenizers import AnyTokenizer, AnyTokenizerConfig, train_tokenizer
+from regard.inputs.words import WordTokenizer
 from regard.tasks.sections import Data
 from regard.training.monitor import Watcher
+
+UNITS = {"words": "words", "whole-words": "words", "characters": "characters"}  # what a kind of tokenizer learns
 
 
 def kept_tokenizer(
@@ -32,15 +35,13 @@ def kept_any_tokenizer(
     if not path.is_file():
         texts = _texts(data, roles)  # a file that cannot be read is told here, before any learning
         path.parent.mkdir(parents=True, exist_ok=True)
-        unit = config.kind if config.kind in ("words", "characters") else "subwords"
+        unit = UNITS.get(config.kind, "subwords")
         watcher.said(f"learning a vocabulary of {config.vocab_size:,} {unit} from {' and '.join(roles)}")
         try:
             train_tokenizer(texts, config).save(path)
         except ConfigError as error:
             raise ConfigError(str(error).replace("tokenizer.vocab_size", f"{key}.vocab_size")) from None
-    if config.kind == "words":
-        return tokenizer_from_json(path.read_text(encoding="utf-8"), name=str(path))
-    return Tokenizer.load(path)
+    return (WordTokenizer if config.kind == "words" else Tokenizer).load(path)
 
 
 def _texts(data: Data, roles: Iterable[str]) -> Iterator[str]:

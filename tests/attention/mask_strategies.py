@@ -24,13 +24,20 @@ def paddings(draw: st.DrawFn, key_len: int) -> Padding:
     return Padding(torch.tensor(lengths), begins=begins)
 
 
+def packed_of(lengths: list[list[int]], key_len: int) -> Packed:
+    """Documents one after another, from the first position on; what they leave over is padding."""
+    rows = [[number for number, length in enumerate(row) for _ in range(length)] for row in lengths]
+    padded = [[*row, *[-1] * (key_len - len(row))] for row in rows]
+    return Packed(torch.tensor(padded, dtype=torch.int64), contiguous=True)
+
+
 @st.composite
 def documents(draw: st.DrawFn, key_len: int) -> Packed:
     """Packed documents: named in order, or named anyhow, so that a document comes back after another."""
     rows = draw(st.sampled_from([1, BATCH]))
     if draw(st.booleans()):
         lengths = [draw(st.lists(st.integers(0, 3), max_size=key_len // 3)) for _ in range(rows)]
-        return Packed.of_lengths(lengths, key_len)
+        return packed_of(lengths, key_len)
     names = st.lists(st.integers(-1, draw(st.integers(0, 3))), min_size=key_len, max_size=key_len)
     return Packed(torch.tensor([draw(names) for _ in range(rows)], dtype=torch.int64).view(rows, key_len))
 

@@ -205,3 +205,13 @@ def test_rows_alone_make_no_second_pass(monkeypatch: pytest.MonkeyPatch) -> None
         assert torch.equal(found, getattr(with_others, name)), name
     with pytest.raises(AssertionError, match="a pass over all pairs"):
         attend(query, key, value, observe=Observe(entropy=True))
+
+
+def test_whether_rows_alone_are_asked_for() -> None:
+    assert Observe(rows="all").asks_rows_alone
+    assert Observe(rows="all", heads=(1,)).asks_rows_alone
+    assert not Observe().asks_rows_alone
+    assert not Observe(rows=(0,)).asks_rows_alone
+    for other in ({"trace": True}, {"top_k": 1}, {"columns": ()}, {"queries": torch.ones(1, 1, dtype=torch.bool)}):
+        assert not Observe(rows="all", **other).asks_rows_alone
+        assert Observe(rows="all", **other).beside_rows == list(other)

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regard.data.batches import Batch, BatchStream, Position, Sequences, TokenBudget, cut, load
+from regard.data.batches import Batch, BatchStream, Position, Sequences, TokenBudget, by_length, cut, load
 from regard.data.columns import TextColumn
 from regard.data.corpus import Corpus, prepare
 from regard.data.readers import DataSpec, read
@@ -235,6 +235,15 @@ def test_multiples_are_kept_where_the_batch_has_as_many() -> None:
     sizes = np.diff(ends, prepend=0)
     assert sizes.tolist() == [8] * 7 + [5]
     assert np.diff(cut(np.full(7, 5), TokenBudget(15, batch_multiple=4)), prepend=0).tolist() == [3, 3, 1]
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=40), batch_tokens=st.integers(1, 90))
+def test_sequences_of_like_length_are_read_together(lengths: list[int], batch_tokens: int) -> None:
+    batches = [places.tolist() for places in by_length(np.array(lengths, dtype=np.int64), batch_tokens)]
+    flat = [place for places in batches for place in places]
+    assert flat == sorted(range(len(lengths)), key=lambda place: lengths[place])
+    longest = max(lengths, default=0)
+    assert all(0 < len(places) * lengths[places[-1]] <= max(batch_tokens, longest) for places in batches)
 
 
 def test_multi30k_is_padded_little(tmp_path: Path, shared_data: Path) -> None:

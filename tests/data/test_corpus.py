@@ -29,10 +29,8 @@ def _records(*texts: str) -> list[Record]:
 def test_sentences_come_back(tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TextColumn, "records_at_once", 3)  # several chunks, the last one short
     texts = ["abc", "Hund läuft", "x", "über 😀", "end", "of", "it"]
-    seen: list[int] = []
     columns = dict.fromkeys(("source", "target"), TextColumn(byte_tokenizer))
-    corpus = prepare(_records(*texts), columns, tmp_path / "c", fingerprint="f1", progress=seen.append)
-    assert seen == [3, 6, 7]
+    corpus = prepare(_records(*texts), columns, tmp_path / "c", fingerprint="f1")
     assert len(corpus) == len(texts)
     assert corpus.roles == ("source", "target")
     assert corpus.fingerprint == "f1"
@@ -152,11 +150,29 @@ prepare(records(), {"source": TextColumn(Tokenizer.load(sys.argv[1]))}, sys.argv
     assert [path.name.startswith(".c.unfinished") for path in place.iterdir()] == [True]
     with pytest.raises(DataError, match="no prepared corpus"):
         Corpus.open(place / "c")
-    # The next may have the same process id, as it often has in a container that is started again.
-    left = next(place.iterdir())
-    left.rename(left.with_name(left.name.rpartition("-")[0] + f"-{os.getpid()}"))
     prepare(_records("abc"), {"source": TextColumn(byte_tokenizer)}, place / "c")
     assert [path.name for path in place.iterdir()] == ["c"]
+
+
+def test_what_a_killed_process_of_the_same_number_left_is_cleared_away(
+    tmp_path: Path, byte_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that was killed and starts anew; that of another process, alive, is not ours to clear."""
+
+    def killed(folder: str | Path, **_: object) -> None:
+        """Nothing is tidied up."""
+
+    columns = {"source": TextColumn(byte_tokenizer)}
+    with monkeypatch.context() as patch:
+        patch.setattr("regard.data.corpus.shutil.rmtree", killed)
+        with pytest.raises(DataError, match="no usable record"):
+            prepare([], columns, tmp_path / "c")
+    [left] = tmp_path.iterdir()
+    assert left.name.endswith(f"-{os.getpid()}")
+    others = left.with_name(left.name.replace(f"-{os.getpid()}", f"-{os.getppid()}"))
+    others.mkdir()
+    assert len(prepare(_records("abc"), columns, tmp_path / "c")) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([others.name, "c"])
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:

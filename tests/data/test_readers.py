@@ -251,12 +251,11 @@ def test_one_role_of_a_text_file(tmp_path: Path) -> None:
     assert [record.fields for record in read(DataSpec(path), ("target",))] == [{"target": "one"}, {"target": "two"}]
 
 
-def test_limits(tmp_path: Path) -> None:
-    path = _write_lines(tmp_path / "a.tsv", ["source\ttarget", "12345\tx", "1234\tx", "1\ty", "2\tz"])
+def test_a_limit_counts_good_records(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.tsv", ["source\ttarget", " \tx", "1234\tx", "1\ty", "2\tz"])
     report = BadRecords()
-    pairs = _pairs(DataSpec(path), on_bad="skip", report=report, max_characters=4, limit=2)
-    assert pairs == [("1234", "x"), ("1", "y")]
-    assert report.counts == {"over 4 characters in source": 1}
+    assert _pairs(DataSpec(path), on_bad="skip", report=report, limit=2) == [("1234", "x"), ("1", "y")]
+    assert report.counts == {"empty source": 1}
 
 
 def test_reading_streams(tmp_path: Path) -> None:

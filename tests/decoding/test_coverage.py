@@ -10,7 +10,7 @@ from tiny_decoders import BOS, EOS, RecurrentDecoder, TableDecoder, memories
 from torch import Tensor
 
 from regard.attention.observation import Observe
-from regard.decoding.coverage import NeglectPenalty, RepeatPenalty
+from regard.decoding.coverage import RepeatPenalty
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.scorers import Suppress
@@ -44,19 +44,6 @@ def test_the_score_is_the_likelihood_less_what_was_repeated(options: DecodingOpt
             excess = (coverage(hypothesis)[-1] - 1).clamp_min(0).sum().item()
             wanted = (hypothesis.log_prob - 0.7 * excess) / len(hypothesis.tokens)
             assert hypothesis.score == pytest.approx(wanted, abs=1e-5)
-
-
-@pytest.mark.parametrize("options", WAYS, ids=["greedy", "beam", "sample"])
-def test_what_was_never_looked_at_counts_at_the_end(options: DecodingOptions) -> None:
-    ended = 0
-    for length, group in zip(LENGTHS, found(options, NeglectPenalty(0.4, torch.tensor(LENGTHS), EOS)), strict=True):
-        for hypothesis in group:
-            assert coverage(hypothesis).shape[1] == length, "padding counts nowhere"
-            neglect = coverage(hypothesis)[-1].clamp_max(1).log().sum().item() if hypothesis.finished else 0.0
-            wanted = (hypothesis.log_prob + 0.4 * neglect) / len(hypothesis.tokens)
-            assert hypothesis.score == pytest.approx(wanted, abs=1e-5)
-            ended += hypothesis.finished
-    assert ended
 
 
 def test_a_search_that_pays_for_repeats_repeats_less() -> None:

@@ -189,9 +189,17 @@ def test_mistakes_are_named() -> None:
         "decode: observe asks for entropy, rows=(0,); a hypothesis carries the rows of all its steps and nothing else:"
         ' pass Observe(rows="all") and derive the rest from them'
     )
-    assert "asks for sink_mass, top_k, columns, pooled, trace, rows=None;" in message(
-        ObservationError, observe=Observe(top_k=2, sink_mass=1, columns=(0,), pooled=(2, 2), trace=True)
-    )
+    others = {
+        "sink_mass": 2,
+        "top_k": 3,
+        "columns": (0,),
+        "pooled": (2, 2),
+        "trace": True,
+        "received": torch.ones(2, 1),
+    }
+    for name, value in others.items():
+        asked = Observe(rows="all", heads=(0,), **{name: value})
+        assert f"observe asks for {name}; a hypothesis carries" in message(ObservationError, observe=asked)
     with pytest.raises(ConfigError, match="beam_size is 0"):
         decode(decoder, source, DecodingOptions(beam_size=0), bos=BOS, eos=EOS)
     with pytest.raises(ShapeError) as caught:

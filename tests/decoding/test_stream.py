@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_decoders import RecurrentDecoder, memories
 from torch import nn
 
+from regard.decoding.coverage import RepeatPenalty
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
 from regard.decoding.stream import stream
-from regard.errors import ConfigError, ShapeError
+from regard.errors import ConfigError, ObservationError, ShapeError
 from regard.inputs.embeddings import EmbeddingConfig
 from regard.layers.attention import AttentionConfig
 from regard.layers.feed_forward import FeedForwardConfig
@@ -51,6 +53,33 @@ def test_a_stream_is_what_decode_returns(
     chosen = DecodingOptions(max_length=8, **options)
     [[whole]] = decode(model, {}, chosen, bos=BOS, eos=EOS, prefix=prefix, sentence_numbers=torch.tensor([6]))
     assert list(stream(model, {}, chosen, bos=BOS, eos=EOS, prefix=prefix, sentence_number=6)) == whole.tokens
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sample"])
+def test_a_stream_pays_for_coverage_as_decode_does(sample: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = DecodingOptions(max_length=13, coverage_penalty=0.7, sample=sample, seed=3)
+    decoder, given = RecurrentDecoder(6, 2), memories([4], seed=4)
+    paid: list[torch.Tensor] = []
+
+    def score(penalty: RepeatPenalty, state: Any, log_probs: torch.Tensor) -> torch.Tensor | None:
+        paid.append(state.added)
+        return own(penalty, state, log_probs)
+
+    own = RepeatPenalty.score
+    monkeypatch.setattr(RepeatPenalty, "score", score)
+    [[whole]] = decode(decoder, given, options, bos=BOS, eos=EOS)
+    wanted, paid = torch.cat(paid), []
+    assert list(stream(decoder, given, options, bos=BOS, eos=EOS)) == whole.tokens
+    torch.testing.assert_close(torch.cat(paid), wanted)
+
+
+def test_a_coverage_penalty_without_a_source_is_refused(model: LanguageModel) -> None:
+    options = DecodingOptions(max_length=5, coverage_penalty=0.7)
+    for search in (decode, stream):
+        with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.7, but a language model reads no source"):
+            search(model, {}, options, bos=BOS, eos=EOS, prefix=PREFIX)
+    with pytest.raises(ObservationError, match="wants attention to a source, but this decoder looks at its own output"):
+        decode(model, {}, DecodingOptions(max_length=5), bos=BOS, eos=EOS, scorers=[RepeatPenalty(0.7)])
 
 
 def test_a_token_comes_before_the_next_is_worked_out(model: LanguageModel) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regard.errors import ConfigError, DataError, ModelFileError
-from regard.inputs.text import SPECIAL_TOKENS, Tokenizer, TokenizerConfig, words
+from regard.inputs.text import SPECIAL_TOKENS, Tokenizer, TokenizerConfig
+from regard.inputs.word_splitting import words
 
 TEXTS = [
     "A man in an orange hat starring at something.",

@@ -10,13 +10,8 @@ from hypothesis import strategies as st
 
 from regard.errors import ConfigError, DataError, ModelFileError
 from regard.inputs.text import Tokenizer
-from regard.inputs.words import (
-    WordTokenizer,
-    WordTokenizerConfig,
-    joined_words,
-    tokenizer_from_json,
-    train_tokenizer,
-)
+from regard.inputs.tokenizers import tokenizer_from_json, train_tokenizer
+from regard.inputs.words import WordTokenizer, WordTokenizerConfig, joined_words
 
 TEXTS = ["The cat saw the dog.", "The dog saw (the cat)!", "a cat, a dog"]
 
@@ -72,12 +67,23 @@ def test_unknown_words_are_numbered_by_their_letters() -> None:
 def test_kept_and_read_again(tmp_path: Path) -> None:
     tokenizer = trained()
     tokenizer.save(tmp_path / "words.json")
+    assert WordTokenizer.load(tmp_path / "words.json") == tokenizer
+    with pytest.raises(ModelFileError, match=r"No such file or directory\); give the path of .* WordTokenizer\.save"):
+        WordTokenizer.load(tmp_path / "none.json")
     content = (tmp_path / "words.json").read_text(encoding="utf-8")
     assert tokenizer_from_json(content) == tokenizer == pickle.loads(pickle.dumps(tokenizer))
     assert tokenizer.fingerprint() == WordTokenizer.from_json(content).fingerprint() != trained(9).fingerprint()
     subwords = train_tokenizer(TEXTS, Tokenizer.train(TEXTS, trained_bytes()).config)
     assert tokenizer_from_json(subwords.to_json()) == subwords
     assert isinstance(train_tokenizer(TEXTS, tokenizer.config), WordTokenizer)
+
+
+def test_it_is_written_as_ever() -> None:
+    """Runs begun with an earlier version compare these bytes."""
+    assert trained(6).to_json() == (
+        '{"config": {"kind": "words", "lowercase": false, "min_frequency": 1, "vocab_size": 6}, "format_version": 1,'
+        ' "words": ["<pad>", "<s>", "</s>", "<unk>", "cat", "dog"]}'
+    )
 
 
 def trained_bytes() -> object:

@@ -18,7 +18,7 @@ from regard.attention.records.axis import PictureGrid
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
-from regard.errors import ConfigError, DataError
+from regard.errors import DataError
 from regard.inputs.pictures import LoadedPicture, PictureError, PictureSize, load_picture, load_pictures, thumbnail
 from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -26,7 +26,8 @@ from regard.tasks import model_directory
 from regard.tasks.caption.recipe import CHANNELS
 from regard.tasks.caption.result import Caption, caption_of
 from regard.tasks.loading import config_of, fitted, tokenizer_of
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.training.averaging import weights_of
 
 TOKENIZER = "tokenizer.json"
@@ -115,7 +116,7 @@ class Captioner:
         batch_pictures: how many are decoded and described at once.
         """
         options = self.options(options, **changes)
-        shown = named(pictures)
+        shown = named(pictures, "caption")
         results: list[Caption | PictureError] = []
         for begin in range(0, len(shown), batch_pictures):
             part = shown[begin : begin + batch_pictures]
@@ -129,13 +130,7 @@ class Captioner:
 
     def options(self, options: DecodingOptions | None = None, **changes: Any) -> DecodingOptions:
         """`options`, or the model's own, with some fields changed. Raises: ConfigError for what cannot work."""
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            given = type(options).__name__
-            raise ConfigError(f"caption: options is {given}, expected DecodingOptions; or give fields")
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "caption")  # names and kinds
-        return options.changed(**changes)
+        return search_options(options, self.config.decoding, changes, "caption")
 
     def describe(self, pixels: Sequence[np.ndarray], options: DecodingOptions, batch_pictures: int = 32) -> list[str]:
         """The best caption of each picture that is brought to size already, uint8 [height, width, 3]."""
@@ -210,10 +205,13 @@ class Captioner:
         return found, memory.grid
 
 
-def named(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
-    """Each picture as a path or bytes, and its name. Raises: DataError for anything else."""
+def named(pictures: Iterable[Shown], operation: str) -> list[tuple[Path | bytes, str]]:
+    """Each picture as a path or bytes, and its name. operation: what was called, for errors.
+
+    Raises: DataError for anything else.
+    """
     if isinstance(pictures, str | Path | bytes):
-        raise DataError("caption: expected a list of pictures, as in caption(['photo.jpg'])")
+        raise DataError(f"{operation}: expected a list of pictures, as in {operation}(['photo.jpg'])")
     found: list[tuple[Path | bytes, str]] = []
     for place, picture in enumerate(pictures):
         if isinstance(picture, bytes):
@@ -222,5 +220,5 @@ def named(pictures: Iterable[Shown]) -> list[tuple[Path | bytes, str]]:
             found.append((Path(picture), str(picture)))
         else:
             kind = type(picture).__name__
-            raise DataError(f"caption: picture {place + 1} is {kind}, expected a path or the bytes of a file")
+            raise DataError(f"{operation}: picture {place + 1} is {kind}, expected a path or the bytes of a file")
     return found

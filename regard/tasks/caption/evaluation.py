@@ -66,7 +66,8 @@ def evaluate_directory(
     """
     if "scoring" in options:
         raise ConfigError("--scoring: captions are scored in one way; leave it out")
-    search = model.config.decoding.changed(**{**options, "num_best": 1})  # one output is scored
+    # Settled before the checks: a recipe's num_best may be more than the beam that is asked for here.
+    search = model.config.decoding.changed(**{**options, "num_best": 1})
     records = read_pictures(test_spec(model.config.training, data), on_bad="stop")
     said(f"describing {len(records):,} pictures")
     pixels = model.prepared([Path(record.fields["source"]) for record in records])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from regard.errors import ConfigError, DataError
 from regard.tasks.caption.overlap import cider_d, rouge_l
+from regard.tasks.metrics import Metric, check_samples, draws_of, interval, metrics_json
 
 METRICS = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "cider-d")
 # Letters and digits, with apostrophes and hyphens inside: "it's" and "T-shirt" are one word each.
@@ -24,19 +24,9 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric over all pictures; more is better. BLEU and ROUGE-L from 0 to 100, CIDEr-D from 0 to 10 (papers often
-    print it times 10 or 100)."""
-
-    name: str
-    value: float
-    interval: tuple[float, float] | None  # 95 % by bootstrap over pictures; None where no samples were asked for
-    signature: str
-
-
-@dataclass(frozen=True)
 class CaptionScores:
-    """What `score` found."""
+    """What `score` found; more is better. BLEU and ROUGE-L from 0 to 100, CIDEr-D from 0 to 10 (papers often print it
+    times 10 or 100)."""
 
     metrics: tuple[Metric, ...]
     num_pictures: int
@@ -50,22 +40,12 @@ class CaptionScores:
         return {
             "num_pictures": self.num_pictures,
             "num_distinct": self.num_distinct,
-            "metrics": {
-                metric.name: {
-                    "value": metric.value,
-                    "interval": None if metric.interval is None else list(metric.interval),
-                    "signature": metric.signature,
-                }
-                for metric in self.metrics
-            },
+            "metrics": metrics_json(self.metrics),
         }
 
     def lines(self) -> list[str]:
         """The scores as lines to print."""
-        printed = []
-        for metric in self.metrics:
-            interval = "" if metric.interval is None else " [{:.2f}, {:.2f}]".format(*metric.interval)
-            printed.append(f"{metric.name} {metric.value:.2f}{interval}  {metric.signature}")
+        printed = [metric.line() for metric in self.metrics]
         return [*printed, f"{self.num_pictures} pictures, {self.num_distinct} distinct captions"]
 
 
@@ -93,25 +73,19 @@ def score(
     _check(captions, references, bootstrap_samples)
     own = [words_of(caption) for caption in captions]
     theirs = [[words_of(reference) for reference in several] for several in references]
-    draws = None
-    if bootstrap_samples:
-        draws = np.random.default_rng(seed).choice(len(own), size=(bootstrap_samples, len(own)), replace=True)
+    draws = draws_of(len(own), bootstrap_samples, seed)
     metrics = [_bleu(order, own, theirs, draws) for order in (1, 2, 3, 4)]
     for name, scale, of_pictures, source in (
         ("rouge-l", 100.0, rouge_l(own, theirs), "beta:1.2|best of references"),
         ("cider-d", 1.0, cider_d(own, theirs), "n:1-4|sigma:6|rarity:these references"),
     ):
         value = scale * float(of_pictures.mean())
-        interval = None if draws is None else _interval(partial(_mean_of, scale * of_pictures), draws)
-        metrics.append(Metric(name, value, interval, f"regard:{name}|case:lc|tok:words|{source}"))
+        between = interval([float((scale * of_pictures)[draw].mean()) for draw in draws])
+        metrics.append(Metric(name, value, between, f"regard:{name}|case:lc|tok:words|{source}"))
     return CaptionScores(tuple(metrics), len(own), len({tuple(words) for words in own}))
 
 
-def _mean_of(of_pictures: np.ndarray, draw: np.ndarray) -> float:
-    return float(of_pictures[draw].mean())
-
-
-def _bleu(order: int, own: list[list[str]], theirs: list[list[list[str]]], draws: np.ndarray | None) -> Metric:
+def _bleu(order: int, own: list[list[str]], theirs: list[list[list[str]]], draws: np.ndarray) -> Metric:
     try:
         sacrebleu = importlib.import_module("sacrebleu")
     except ModuleNotFoundError as error:
@@ -124,21 +98,12 @@ def _bleu(order: int, own: list[list[str]], theirs: list[list[list[str]]], draws
         [" ".join(several[place]) if place < len(several) else None for several in theirs] for place in range(most)
     ]
     value = float(metric.corpus_score(texts, streams).score)
-    interval = None
-    if draws is not None:
-        statistics = np.asarray(metric._extract_corpus_statistics(texts, streams), dtype=np.float64)
-        interval = _interval(lambda draw: float(metric._compute_score_from_stats(statistics[draw].sum(0)).score), draws)
+    statistics = np.asarray(metric._extract_corpus_statistics(texts, streams), dtype=np.float64)
+    between = interval([float(metric._compute_score_from_stats(statistics[draw].sum(0)).score) for draw in draws])
     signature = (
         f"nrefs:{most if all(len(several) == most for several in theirs) else 'var'}|case:lc|tok:words|smooth:none"
     )
-    return Metric(f"bleu-{order}", value, interval, f"sacrebleu:{sacrebleu.__version__}|{signature}|length:closest")
-
-
-def _interval(of: Callable[[np.ndarray], float], draws: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of a metric over draws of pictures."""
-    values = sorted(float(of(draw)) for draw in draws)
-    cut = len(values) // 40  # 2.5 % at either end
-    return values[cut], values[len(values) - cut - 1]
+    return Metric(f"bleu-{order}", value, between, f"sacrebleu:{sacrebleu.__version__}|{signature}|length:closest")
 
 
 def _check(captions: Sequence[str], references: Sequence[Sequence[str]], bootstrap_samples: int) -> None:
@@ -154,7 +119,4 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]], bootstr
     bare = [place for place, several in enumerate(references) if not several]
     if bare:
         raise DataError(f"score: {len(bare)} pictures have no reference, the first is number {bare[0]}; give one each")
-    if bootstrap_samples < 0 or bootstrap_samples == 1:
-        raise ConfigError(
-            f"bootstrap_samples: received {bootstrap_samples}, expected 0 for no interval or at least 2; 1000 is usual"
-        )
+    check_samples(bootstrap_samples)

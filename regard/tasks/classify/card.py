@@ -4,43 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regard.tasks.card import card, origin
 from regard.tasks.classify.labeller import LabellerConfig
+from regard.tasks.classify.picture_labeller import PictureLabellerConfig
 from regard.tasks.classify.scoring import Scores
 
 
 def model_card(config: LabellerConfig, evaluations: Sequence[Scores] | None) -> str:
     """Markdown. evaluations: of the finished model, empty without a test set; None while it is in training."""
-    data = config.training.get("data", {})
-    what = "pairs of texts" if config.pairs else "texts"
-    lines = [
-        f"# Classifier of {what}: {', '.join(config.labels[:12])}{', ...' if len(config.labels) > 12 else ''}",
-        "",
-        f"A {config.model.encoder.type} encoder pooled by {config.model.pooling.kind} with "
-        f"{config.training.get('parameters', 0):,} parameters, trained with regard on {data.get('records', 0):,} "
-        f"records (prepared corpus sha256 `{data.get('train', 'unknown')}`).",
-        "",
-        "## Use",
-        "",
-        "```",
+    return card(
+        _title("pairs of texts" if config.pairs else "texts", config.labels),
+        _origin(config, "records"),
         'regard classify PATH/TO/model "..."',
-        "```",
-        "",
-        "## Scores",
-        "",
-    ]
-    if evaluations is None:
-        lines.append("Still in training: these are the weights of the best validation so far.")
-    elif not evaluations:
-        lines.append("The recipe names no test set.")
-    for evaluation in evaluations or ():
-        lines += [*(f"    {line}" for line in evaluation.lines()), ""]
-    if not evaluations:
-        lines.append("")
-    lines += [
-        "## Limits",
-        "",
-        "It tells one of these labels of any text, also of one that has none of them. The complete recipe stands in "
-        "`config.json` under `training`.",
-        "",
-    ]
-    return "\n".join(lines)
+        evaluations,
+        "It tells one of these labels of any text, also of one that has none of them.",
+    )
+
+
+def picture_card(config: PictureLabellerConfig, evaluations: Sequence[Scores] | None) -> str:
+    """The same of a classifier of pictures."""
+    size = config.picture
+    return card(
+        _title("pictures", config.labels),
+        _origin(config, "pictures"),
+        "regard classify PATH/TO/model photo.png",
+        evaluations,
+        f"It knows pictures like those of its training data, brought to {size.height} x {size.width} pixels (fit: "
+        f"{size.fit}).",
+    )
+
+
+def _title(what: str, labels: Sequence[str]) -> str:
+    return f"Classifier of {what}: {', '.join(labels[:12])}{', ...' if len(labels) > 12 else ''}"
+
+
+def _origin(config: LabellerConfig | PictureLabellerConfig, records: str) -> str:
+    model = config.model
+    return origin(f"A {model.encoder.type} encoder pooled by {model.pooling.kind}", config.training, records)

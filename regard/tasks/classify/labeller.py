@@ -14,8 +14,7 @@ import torch
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observation, Observe
 from regard.attention.records.record import AttentionRecord, Axis
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.errors import ConfigError, DataError
 from regard.inputs.text import Encoded, Tokenizer
 from regard.models.classifier import POOLED, Classifier, ClassifierConfig
@@ -87,12 +86,8 @@ class Labeller:
         encoded = [self.tokenizer.encode(texts) for texts in given]
         rows = [joined([one.ids for one in parts]) for parts in encoded]
         lengths = np.array([len(ids) + 1 for ids in rows], dtype=np.int64)
-        if not len(lengths):
-            return []
-        order = np.argsort(lengths, kind="stable")
-        budget = TokenBudget(max(batch_tokens, int(lengths.max())))
         results: dict[int, Classification] = {}
-        for places in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+        for places in by_length(lengths, batch_tokens):
             probabilities, seen = self._probabilities([rows[place] for place in places], attention)
             for row, place in enumerate(places.tolist()):
                 record = None

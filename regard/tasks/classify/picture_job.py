@@ -23,6 +23,7 @@ from regard.inputs.pictures import PictureError, load_pictures
 from regard.models.classifier import POOLED, Classifier
 from regard.tasks.caption.evaluation import test_spec
 from regard.tasks.caption.recipe import CHANNELS, ROLES
+from regard.tasks.classify.card import picture_card
 from regard.tasks.classify.job import MOST_LABELS, check_labels, objective
 from regard.tasks.classify.picture_labeller import PictureLabeller, PictureLabellerConfig
 from regard.tasks.classify.picture_recipe import PictureClassifyRecipe
@@ -147,33 +148,3 @@ def evaluate_directory(
     probabilities = model.probabilities(pixels)
     wanted = np.array([labels.index(record.fields[LABEL]) for record in records])
     return score(probabilities, wanted, labels), tuple(labels[place] for place in probabilities.argmax(1))
-
-
-def picture_card(config: PictureLabellerConfig, evaluations: Sequence[Scores] | None) -> str:
-    """The model card, Markdown. evaluations: of the finished model, empty without a test set; None in training."""
-    data, size = config.training.get("data", {}), config.picture
-    lines = [
-        f"# Classifier of pictures: {', '.join(config.labels[:12])}{', ...' if len(config.labels) > 12 else ''}",
-        "",
-        f"A {config.model.encoder.type} encoder pooled by {config.model.pooling.kind} with "
-        f"{config.training.get('parameters', 0):,} parameters, trained with regard on {data.get('records', 0):,} "
-        f"pictures (prepared corpus sha256 `{data.get('train', 'unknown')}`).",
-        "",
-        "    regard classify PATH/TO/model photo.png",
-        "",
-        "## Scores",
-        "",
-    ]
-    if evaluations is None:
-        lines.append("Still in training: these are the weights of the best validation so far.")
-    for evaluation in evaluations or ():
-        lines += [f"    {line}" for line in evaluation.lines()]
-    lines += [
-        "",
-        "## Limits",
-        "",
-        f"It knows pictures like those of its training data, brought to {size.height} x {size.width} pixels (fit: "
-        f"{size.fit}). The complete recipe stands in `config.json` under `training`.",
-        "",
-    ]
-    return "\n".join(lines)

@@ -86,7 +86,7 @@ class PictureLabeller:
         self, pictures: Iterable[Shown], *, attention: bool = False, batch_pictures: int = 64
     ) -> list[Classification | PictureError]:
         """As `classify`, with the reason in the place of a label where a file gives no picture."""
-        shown = named(pictures)
+        shown = named(pictures, "classify")
         results: list[Classification | PictureError] = []
         for begin in range(0, len(shown), batch_pictures):
             part = shown[begin : begin + batch_pictures]

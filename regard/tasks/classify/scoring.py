@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from regard.errors import DataError
+from regard.tasks.metrics import Metric, draws_of, interval, metrics_json
+
 BINS = 15  # of confidence, equally wide: Guo et al. 2017, sec. 2
 SAMPLES, SEED = 1000, 12345  # of the bootstrap
-INTERVAL = (2.5, 97.5)  # percentiles
-
-
-@dataclass(frozen=True)
-class Metric:
-    """interval: 95 %, over resampled records (Efron 1979)."""
-
-    name: str
-    value: float
-    interval: tuple[float, float]
-    signature: str
 
 
 @dataclass(frozen=True)
@@ -35,10 +27,7 @@ class Scores:
 
     def lines(self) -> list[str]:
         """What to print."""
-        lines = [
-            f"{one.name} {one.value:.4f} [{one.interval[0]:.4f}, {one.interval[1]:.4f}]  {one.signature}"
-            for one in self.metrics
-        ]
+        lines = [metric.line(4) for metric in self.metrics]
         total = sum(map(sum, self.confusion))
         lines += [f"{name}, for comparison: accuracy {value:.4f}" for name, value in self.baselines.items()]
         told = ", ".join(
@@ -51,10 +40,7 @@ class Scores:
         """The same as plain values."""
         return {
             "scoring": "labels",
-            "metrics": {
-                one.name: {"value": one.value, "interval": list(one.interval), "signature": one.signature}
-                for one in self.metrics
-            },
+            "metrics": metrics_json(self.metrics),
             "labels": list(self.labels),
             "confusion": [list(row) for row in self.confusion],
             "baselines": self.baselines,
@@ -69,17 +55,18 @@ def score(
     samples: int = SAMPLES,
     baselines: dict[str, float] | None = None,
 ) -> Scores:
-    """probabilities: [records, labels]; wanted: int [records], the true label's place. samples: 0 gives no interval,
-    only the value twice."""
+    """probabilities: [records, labels]; wanted: int [records], the true label's place. samples: 0 gives no interval.
+
+    Raises: DataError without any record.
+    """
+    if not len(wanted):
+        raise DataError("score: no records, expected at least one with its label; check the data")
     told, confidence = probabilities.argmax(1), probabilities.max(1)
     count = len(labels)
-    chance = np.random.default_rng(SEED)
-    drawn = chance.integers(len(wanted), size=(samples, len(wanted)))
+    draws = draws_of(len(wanted), samples, SEED)
 
-    def metric(name: str, of: Any, signature: str) -> Metric:
-        value = of(slice(None))
-        low, high = np.percentile([of(rows) for rows in drawn], INTERVAL) if samples else (value, value)
-        return Metric(name, float(value), (float(low), float(high)), signature)
+    def metric(name: str, of: Callable[[Any], float], signature: str) -> Metric:
+        return Metric(name, float(of(slice(None))), interval([of(rows) for rows in draws]), signature)
 
     right = told == wanted
     metrics = (

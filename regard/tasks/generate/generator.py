@@ -22,12 +22,13 @@ from regard.errors import ConfigError, DataError
 from regard.inputs.text import Tokenizer
 from regard.models.decoder import Decoder
 from regard.models.language_model import LanguageModel, LanguageModelConfig
-from regard.models.sliding import SlidingDecoder
+from regard.models.sliding import SlidingDecoder, windows
 from regard.tasks import model_directory
-from regard.tasks.generate.recipe import refuse_coverage
+from regard.tasks.generate.recipe import check_decoding
 from regard.tasks.generate.result import Continuation
 from regard.tasks.loading import config_of, fitted, tokenizer_of
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.training.averaging import weights_of
 
 UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
@@ -115,7 +116,7 @@ class Generator:
         if not isinstance(prompt, str):
             raise DataError("stream: expected one string, as in stream('Once upon')")
         ids, bos, prefix = self._read(prompt)
-        tokens = stream(self.decoder(), {}, options, bos=bos, eos=Tokenizer.EOS, prefix=prefix, sentence_number=number)
+        tokens = stream(self._decoder(), {}, options, bos=bos, eos=Tokenizer.EOS, prefix=prefix, sentence_number=number)
         return self._pieces(ids, tokens)
 
     def _pieces(self, ids: Sequence[int], tokens: Iterator[int]) -> Iterator[str]:
@@ -136,26 +137,17 @@ class Generator:
         return self.tokenizer.decode([*before, *written])[len(self.tokenizer.decode(before)) :]
 
     def _options(self, options: DecodingOptions | None, changes: dict[str, Any]) -> DecodingOptions:
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"generate: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "generate")  # names and kinds
-        options = options.changed(**changes)
-        refuse_coverage(options)
+        options = search_options(options, self.config.decoding, changes, "generate")
+        check_decoding(options)
         return options
 
-    def decoder(self) -> Decoder[Any]:
-        """What a search asks: the model, however long the text becomes."""
+    def _decoder(self) -> Decoder[Any]:
         return SlidingDecoder(self.model, self.config.context)
 
     def _read(self, prompt: str) -> tuple[list[int], int, Tensor | None]:
         """(the prompt's ids as far as they fit, what is read first, what is read behind it)."""
         [ids] = self.tokenizer.encode_ids([prompt])
-        first = [Tokenizer.BOS] if self.config.begins or not ids else []
-        kept = (first + ids)[-self.config.context :]
+        kept = self._read_ids(prompt)[-self.config.context :]
         device = next(self.model.parameters()).device
         prefix = torch.tensor([kept[1:]], device=device) if len(kept) > 1 else None
         return ids, kept[0], prefix
@@ -165,7 +157,7 @@ class Generator:
         device = next(self.model.parameters()).device
         # A search takes its rows from the prefix; without one there is a single row.
         [found] = decode(
-            self.decoder(),
+            self._decoder(),
             {},
             options,
             bos=bos,
@@ -184,21 +176,33 @@ class Generator:
         return Continuation(prompt, text, hypothesis.score, tokens, record, hypothesis.finished)
 
     @torch.no_grad()
-    def _attention(self, prompt: str, written: list[int]) -> AttentionRecord:
-        """What the model looked at for each token written, of as much text as the context holds."""
-        ids = self._read_ids(prompt) + written
-        read = ids[-self.config.context - 1 :]
-        device = next(self.model.parameters()).device
-        count = min(len(written), len(read) - 1)
-        _, _, seen = self.model.read(
-            self.model.start({}), torch.tensor([read[:-1]], device=device), Observe(rows="all")
-        )
+    def _attention(self, prompt: str, written: list[int]) -> AttentionRecord | None:
+        """What the model looked at for each token written, of many the last `context`: read in the search's windows."""
+        if not written:
+            return None
+        first = self._read_ids(prompt)[-self.config.context :]
+        read = first + written[:-1]
+        asked = len(read) - min(len(written), self.config.context)
+        seen = [one for one in windows(len(first), len(read), self.config.context) if one.end > asked]
+        begin = seen[0].begin
+        rows: dict[str, list[Tensor]] = {}
+        for window in seen:
+            of_window = self._rows(read[window.begin : window.end])
+            for name, all_rows in of_window.items():
+                new = all_rows[:, :, max(window.first, asked) - window.begin :]
+                room = (window.begin - begin, len(read) - window.end)  # keys that this window did not see
+                rows.setdefault(name, []).append(torch.nn.functional.pad(new, room))
         layers = {
-            name: Observation(rows=one.rows[:, :, -count:].float().cpu(), row_index=torch.arange(count))
-            for name, one in seen.items()
-            if one.rows is not None
+            name: Observation(rows=torch.cat(parts, 2), row_index=torch.arange(len(read) - asked))
+            for name, parts in rows.items()
         }
-        return AttentionRecord(layers, self._axis(read[-count:]), self._axis(read[:-1]))
+        return AttentionRecord(layers, self._axis(written[asked - len(read) :]), self._axis(read[begin:]))
+
+    def _rows(self, ids: list[int]) -> dict[str, Tensor]:
+        """Of each layer the attention of `ids` among themselves: float32 [1, heads, ids, ids]."""
+        tokens = torch.tensor([ids], device=next(self.model.parameters()).device)
+        _, _, seen = self.model.read(self.model.start({}), tokens, Observe(rows="all"))
+        return {name: one.rows.float().cpu() for name, one in seen.items() if one.rows is not None}
 
     def _read_ids(self, prompt: str) -> list[int]:
         [ids] = self.tokenizer.encode_ids([prompt])

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from regard.data.windows import WindowBudget
 from regard.decoding.options import DecodingOptions
+from regard.decoding.scorers import no_source
 from regard.errors import ConfigError, RegardError
 from regard.inputs.text import TokenizerConfig
 from regard.models.language_model import LanguageModel, LanguageModelConfig
@@ -17,15 +18,6 @@ from regard.tasks.recipe import Section
 from regard.tasks.sections import Data, Decoding, Recipe, check_ranges
 
 ROLE = "text"  # the one field of a record: a document
-
-
-def refuse_coverage(decoding: DecodingOptions) -> None:
-    """Raises: ConfigError for a penalty on looking again at what a language model has not: a source."""
-    if decoding.coverage_penalty:
-        raise ConfigError(
-            f"decoding.coverage_penalty is {decoding.coverage_penalty}, but a language model has no source to cover;"
-            " leave it out"
-        )
 
 
 class GenerateData(Data):
@@ -60,7 +52,7 @@ class GenerateRecipe(Recipe):
     def _fits_together(self) -> GenerateRecipe:
         """What no single part can see, found before any data is read. Raises: ConfigError."""
         check_ranges(self.model)
-        refuse_coverage(self.decoding)
+        check_decoding(self.decoding)
         embedding, window = self.model.embedding, self.data.batch.window_tokens
         if window < 2:
             raise ConfigError(f"data.batch.window_tokens is {window}, expected 2 or more; raise it")
@@ -75,3 +67,9 @@ class GenerateRecipe(Recipe):
             except RegardError as error:
                 raise ConfigError(str(error).replace("attention:", "model.attention:", 1)) from None
         return self
+
+
+def check_decoding(options: DecodingOptions) -> None:
+    """Raises: ConfigError for what is of no use to a language model."""
+    if options.coverage_penalty:
+        raise ConfigError(no_source(options))

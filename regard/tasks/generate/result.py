@@ -15,8 +15,9 @@ class Continuation:
     text: what follows the prompt, without it. score: length-normalised log-probability, what the search ranked by;
     nats. tokens: of the continuation, end token included where the model produced it. attention: self-attention of
     every layer, rows [1, heads, tokens, keys]: row t is where the model looked when it chose token t; its keys are the
-    begin token if the model reads one, the prompt and the continuation so far. None unless asked for. finished: False
-    where the length limit cut it off. alternatives: further ones, best first.
+    begin token if the model reads one, the prompt and the continuation so far. Of a text longer than the model's
+    context its rows are those of the last `context` tokens; what the model no longer read by then has weight 0. None
+    unless asked for. finished: False where the length limit cut it off. alternatives: further ones, best first.
     """
 
     prompt: str

@@ -17,9 +17,8 @@ import torch
 from regard.data.windows import INPUTS, WindowBudget, document_begins, evaluation_batches
 from regard.inputs.text import Tokenizer
 from regard.models.language_model import Documents, LanguageModel
+from regard.tasks.metrics import Metric, draws_of, interval, metrics_json
 from regard.training.objective import CHUNK_TOKENS
-
-INTERVAL = (2.5, 97.5)  # percentiles
 
 
 @dataclass(frozen=True)
@@ -52,23 +51,23 @@ class Scores:
     def bits_per_byte(self) -> float:
         return self.nats / math.log(2.0) / self.num_bytes
 
-    def interval(self, samples: int = 1000, seed: int = 12345) -> tuple[float, float]:
-        """95 % of nats per token over resampled windows (Efron 1979)."""
+    def interval(self, samples: int = 1000, seed: int = 12345) -> tuple[float, float] | None:
+        """95 % of nats per token over resampled windows; None of no samples."""
         nats, tokens = (np.array(values, dtype=np.float64) for values in zip(*self.by_window, strict=True))
-        chance = np.random.default_rng(seed)
-        drawn = chance.integers(len(nats), size=(samples, len(nats)))
-        low, high = np.percentile(nats[drawn].sum(1) / tokens[drawn].sum(1), INTERVAL)
-        return float(low), float(high)
+        draws = draws_of(len(nats), samples, seed)
+        return interval(nats[draws].sum(1) / tokens[draws].sum(1))
 
     def signature(self) -> str:
         """What the figures depend on beside model and text."""
         return f"windows:{self.window_tokens}|overlap:none|ends:counted"
 
+    def _metric(self, name: str) -> Metric:
+        return Metric(name, self.nats_per_token, self.interval(), self.signature())
+
     def lines(self) -> list[str]:
         """What to print."""
-        low, high = self.interval()
         return [
-            f"nats per token {self.nats_per_token:.4f} [{low:.4f}, {high:.4f}]  {self.signature()}",
+            self._metric("nats per token").line(4),
             f"perplexity per token {self.token_perplexity:.3f}, per word {self.word_perplexity:.2f}; "
             f"bits per byte {self.bits_per_byte:.4f}",
             f"{self.num_tokens:,} tokens, {self.num_words:,} words, {self.num_bytes:,} bytes",
@@ -76,10 +75,9 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain values."""
-        metric = {"value": self.nats_per_token, "interval": list(self.interval()), "signature": self.signature()}
         return {
             "scoring": "likelihood",
-            "metrics": {"nats_per_token": metric},
+            "metrics": metrics_json([self._metric("nats_per_token")]),
             "token_perplexity": self.token_perplexity,
             "word_perplexity": self.word_perplexity if self.num_words else None,
             "bits_per_byte": self.bits_per_byte,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.inputs.text import Tokenizer
 from regard.models.masked_language_model import MaskedLanguageModel, hide
+from regard.tasks.metrics import Metric, metrics_json
 
 SEED = 12345  # of the choice of what is hidden
 
@@ -38,13 +38,8 @@ class Scores:
         """The same as plain values; there is no interval."""
         signature = f"hidden:{self.hidden_share:g}|tokens:{self.num_tokens}"
         values = {"nats_per_hidden_token": self.nats / self.num_tokens, "accuracy": self.right / self.num_tokens}
-        return {
-            "scoring": "filling in",
-            "metrics": {
-                name: {"value": value, "interval": [value, value], "signature": signature}
-                for name, value in values.items()
-            },
-        }
+        metrics = [Metric(name, value, (value, value), signature) for name, value in values.items()]
+        return {"scoring": "filling in", "metrics": metrics_json(metrics)}
 
 
 @torch.no_grad()
@@ -53,12 +48,10 @@ def score(model: MaskedLanguageModel, tokenizer: Tokenizer, texts: Sequence[str]
     device = next(model.parameters()).device
     rows = tokenizer.encode_ids(texts)
     lengths = np.array([len(ids) + 1 for ids in rows], dtype=np.int64)
-    order = np.argsort(lengths, kind="stable")
     generator = torch.Generator().manual_seed(SEED)
     share = model.config.hidden_share
     nats, right, count = [], 0, 0
-    budget = TokenBudget(max(batch_tokens, int(lengths.max())))
-    for places in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+    for places in by_length(lengths, batch_tokens):
         ids, of_rows = (tensor.to(device) for tensor in Sequences.padded([rows[place] for place in places]))
         hidden = hide(ids, of_rows, len(tokenizer), share, generator)
         vectors, _ = model(hidden.inputs, of_rows)

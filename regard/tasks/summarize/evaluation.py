@@ -8,7 +8,7 @@ from typing import Any
 
 from regard.decoding.options import DecodingOptions
 from regard.errors import ConfigError, DataError
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 from regard.tasks.evaluation_data import evaluation_records
 from regard.tasks.summarize.recipe import ROLES
 from regard.tasks.summarize.scoring import Scores, score
@@ -83,7 +83,8 @@ def evaluate_directory(
     """
     if "scoring" in options:
         raise ConfigError("evaluate: --scoring has no effect on the task summarize, which is scored by ROUGE; drop it")
-    search = model.config.decoding.changed(**{**options, "num_best": 1})  # one output is scored
+    # Settled before the checks: a recipe's num_best may be more than the beam that is asked for here.
+    search = model.config.decoding.changed(**{**options, "num_best": 1})
     records = evaluation_records(model.config.training, data, ROLES)
     said(f"summarising {len(records):,} documents")
     found = evaluate(model, [(one.fields["source"], one.fields["target"]) for one in records], options=search)

@@ -10,7 +10,8 @@ import torch
 
 from regard.data.columns import Refused
 from regard.inputs.text import Tokenizer
-from regard.inputs.words import NUM_UNKNOWN, AnyTokenizer, WordTokenizer
+from regard.inputs.tokenizers import AnyTokenizer
+from regard.inputs.words import NUM_UNKNOWN, WordTokenizer
 from regard.models.copying import with_temporary_ids
 
 # Characters a token that are looked at: whatever a document's length, reading it takes time by what is read of it.

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 
 from regard.decoding.options import DecodingOptions
 from regard.errors import ConfigError, RegardError
-from regard.inputs.words import AnyTokenizerConfig, WordTokenizerConfig
+from regard.inputs.tokenizers import AnyTokenizerConfig
+from regard.inputs.words import WordTokenizerConfig
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks.recipe import Section
 from regard.tasks.sections import Data, Decoding, Recipe, check_ranges

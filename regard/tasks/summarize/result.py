@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from regard.attention.records.record import AttentionRecord
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 
 COPIED = 0.5  # of a word's probability: with more than this from copying it counts as copied
 

@@ -15,30 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from regard.errors import ConfigError, DataError, RegardError
-from regard.inputs.text import words
+from regard.errors import DataError, RegardError
+from regard.inputs.word_splitting import words
+from regard.tasks.metrics import Metric, check_samples, draws_of, interval, metrics_json
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric, on the scale 0 to 100 where more is better."""
-
-    name: str  # "ROUGE-1", "ROUGE-2" or "ROUGE-L"
-    value: float  # the mean over documents
-    interval: tuple[float, float] | None  # 95 % by bootstrap over documents; None where no samples were asked for
-    signature: str
-
-
-@dataclass(frozen=True)
 class Scores:
     """What `score` found.
 
-    exact: share of summaries that are their reference. novelty: shares of words, and of pairs of words, that the
-    document does not have. copy_rate: share of words that the model copied; None where it does not say. length,
-    reference_length: words a summary.
+    metrics: ROUGE-1, -2 and -L, means over documents from 0 to 100 where more is better. exact: share of summaries
+    that are their reference. novelty: shares of words, and of pairs of words, that the document does not have.
+    copy_rate: share of words that the model copied; None where it does not say. length, reference_length: words a
+    summary.
     """
 
     metrics: tuple[Metric, ...]
@@ -53,14 +45,7 @@ class Scores:
         """The scores as plain JSON values; metrics stand under their names."""
         return {
             "num_documents": self.num_documents,
-            "metrics": {
-                metric.name: {
-                    "value": metric.value,
-                    "interval": None if metric.interval is None else list(metric.interval),
-                    "signature": metric.signature,
-                }
-                for metric in self.metrics
-            },
+            "metrics": metrics_json(self.metrics),
             "exact_match": self.exact,
             "novel_words": self.novelty[0],
             "novel_pairs": self.novelty[1],
@@ -71,10 +56,7 @@ class Scores:
 
     def lines(self) -> list[str]:
         """The scores as lines to print."""
-        printed = []
-        for metric in self.metrics:
-            interval = "" if metric.interval is None else " [{:.2f}, {:.2f}]".format(*metric.interval)
-            printed.append(f"{metric.name} {metric.value:.2f}{interval}  {metric.signature}")
+        printed = [metric.line() for metric in self.metrics]
         copied = "" if self.copy_rate is None else f", copied {self.copy_rate:.1%} of the words"
         printed.append(
             f"{self.num_documents} documents; not in the document: {self.novelty[0]:.1%} of the words,"
@@ -112,14 +94,14 @@ def score(
         )
     if not summaries:
         raise DataError("score: no summaries, expected at least one with its reference")
-    if bootstrap_samples < 0 or bootstrap_samples == 1:
-        raise ConfigError(f"bootstrap_samples: received {bootstrap_samples}, expected 0 for no interval or at least 2")
+    check_samples(bootstrap_samples)
     values = rouge(summaries, references)
     signature = f"rouge-score:{version('rouge-score')}|stemmer:porter|measure:F|references:1|mean over documents"
+    draws = draws_of(len(values), bootstrap_samples, seed)
     rates = [rate for rate in copy_rates or () if rate is not None]
     return Scores(
         tuple(
-            Metric(NAMES[kind], float(column.mean()), _interval(column, bootstrap_samples, seed), signature)
+            Metric(NAMES[kind], float(column.mean()), interval(column[draws].mean(1)), signature)
             for kind, column in zip(KINDS, values.T, strict=True)
         ),
         len(summaries),
@@ -140,15 +122,6 @@ def rouge(summaries: Sequence[str], references: Sequence[str]) -> np.ndarray:
     scorer = rouge_scorer.RougeScorer(list(KINDS), use_stemmer=True)
     found = [scorer.score(reference, text) for text, reference in zip(summaries, references, strict=True)]
     return np.array([[100.0 * one[kind].fmeasure for kind in KINDS] for one in found])
-
-
-def _interval(values: np.ndarray, num_samples: int, seed: int) -> tuple[float, float] | None:
-    if not num_samples:
-        return None
-    draws = np.random.default_rng(seed).choice(len(values), size=(num_samples, len(values)), replace=True)
-    means = np.sort(values[draws].mean(1))
-    cut = num_samples // 40  # 2.5 % at either end
-    return float(means[cut]), float(means[num_samples - cut - 1])
 
 
 def _novelty(summaries: Sequence[str], documents: Sequence[str], size: int) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regard.attention.records.record import WRITERS, AttentionRecord
 from regard.errors import ObservationError
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 from regard.lens.maps import is_long
 from regard.lens.page import write_page
 from regard.lens.plot import draw

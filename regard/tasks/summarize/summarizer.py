@@ -15,20 +15,21 @@ from torch import Tensor
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observation, Observe
 from regard.attention.records.record import AttentionRecord, Axis
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.scorers import Suppress
 from regard.decoding.search import decode
 from regard.errors import ConfigError, DataError, ModelFileError
 from regard.inputs.text import Tokenizer
-from regard.inputs.words import AnyTokenizer, WordTokenizer, tokenizer_from_json
+from regard.inputs.tokenizers import AnyTokenizer, tokenizer_from_json
+from regard.inputs.words import WordTokenizer
 from regard.models.copying import CopyingDecoder
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
 from regard.tasks.loading import config_of, fitted
-from regard.tasks.recipe import plain, validated
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.tasks.summarize.origins import Origins, origins_of
 from regard.tasks.summarize.reading import Reading, read_document
 from regard.tasks.summarize.result import Summary, empty_summary, with_alternatives, words_of_summary
@@ -110,26 +111,15 @@ class Summarizer:
         grow with the rest. An empty one has an empty summary. Raises: ConfigError for options that cannot work;
         DataError for something that is not text.
         """
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"summarize: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "summarize")  # names and kinds
-        options = options.changed(**changes)
+        options = search_options(options, self.config.decoding, changes, "summarize")
         given, texts = texts, list(texts)
         if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("summarize: expected a list of strings, as in summarize(['A long text.'])")
         readings = [read_document(text, self.tokenizer, self.config.longest_source) for text in texts]
         results = [empty_summary(text) for text in texts]
         full = np.array([place for place, reading in enumerate(readings) if reading.ids], dtype=np.int64)
-        if not len(full):
-            return results
         lengths = np.array([len(readings[place].ids) + 1 for place in full], dtype=np.int64)
-        order = np.argsort(lengths, kind="stable")
-        budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
-        for chosen in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+        for chosen in by_length(lengths, batch_tokens // max(options.beam_size, options.num_best)):
             rows = full[chosen].tolist()
             found = self._batch(
                 [texts[row] for row in rows],

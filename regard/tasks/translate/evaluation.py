@@ -83,7 +83,8 @@ def evaluate_directory(
     scoring = next((known for known in SCORINGS if known == asked), None)
     if scoring is None:
         raise ConfigError(f"--scoring {asked}: expected one of {', '.join(SCORINGS)}")
-    search = model.config.decoding.changed(**{**decoding, "num_best": 1})  # one output is scored
+    # Settled before the checks: a recipe's num_best may be more than the beam that is asked for here.
+    search = model.config.decoding.changed(**{**decoding, "num_best": 1})
     pairs = evaluation_pairs(model, data)
     said(f"translating {len(pairs):,} sentences")
     [found] = evaluate(model, pairs, [scoring], options=search)

@@ -18,22 +18,14 @@ from typing import Any
 import numpy as np
 
 from regard.errors import ConfigError, DataError, RegardError
+from regard.tasks.metrics import Metric, check_samples, draws_of, interval, metrics_json
 from regard.tasks.translate.scorings import SCORINGS, Scoring
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric of a corpus, on the scale 0 to 100 where more is better."""
-
-    name: str  # "BLEU" or "chrF"
-    value: float  # of the whole corpus
-    interval: tuple[float, float] | None  # 95 % by bootstrap over sentences; None where no samples were asked for
-    signature: str  # sacreBLEU's own; where regard prepared the text, headed by how, and with its case and tokens
-
-
-@dataclass(frozen=True)
 class Scores:
-    """What `score` found. Lengths and penalty are BLEU's, in tokens as that scoring counts them."""
+    """What `score` found: BLEU, and by sacreBLEU chrF, each from 0 to 100 where more is better. Lengths and penalty are
+    BLEU's, in tokens as that scoring counts them."""
 
     scoring: Scoring
     language: str
@@ -52,22 +44,12 @@ class Scores:
             "hypothesis_length": self.hypothesis_length,
             "reference_length": self.reference_length,
             "brevity_penalty": self.brevity_penalty,
-            "metrics": {
-                metric.name: {
-                    "value": metric.value,
-                    "interval": None if metric.interval is None else list(metric.interval),
-                    "signature": metric.signature,
-                }
-                for metric in self.metrics
-            },
+            "metrics": metrics_json(self.metrics),
         }
 
     def lines(self) -> list[str]:
         """The scores as lines to print: one a metric, then the lengths."""
-        printed = []
-        for metric in self.metrics:
-            interval = "" if metric.interval is None else " [{:.2f}, {:.2f}]".format(*metric.interval)
-            printed.append(f"{metric.name} {metric.value:.2f}{interval}  {metric.signature}")
+        printed = [metric.line() for metric in self.metrics]
         printed.append(
             f"{self.num_sentences} sentences, {self.hypothesis_length} tokens against {self.reference_length},"
             f" brevity penalty {self.brevity_penalty:.3f}"
@@ -103,10 +85,7 @@ def score(
     _check_texts(hypotheses, references)
     if scoring not in SCORINGS:
         raise ConfigError(f"scoring: received {scoring!r}, expected one of {', '.join(SCORINGS)}")
-    if bootstrap_samples < 0 or bootstrap_samples == 1:
-        raise ConfigError(
-            f"bootstrap_samples: received {bootstrap_samples}, expected 0 for no interval or at least 2; 1000 is usual"
-        )
+    check_samples(bootstrap_samples)
     if seed < 0:
         raise ConfigError(f"seed: received {seed}, expected a whole number from 0 up")
 
@@ -151,19 +130,17 @@ def _measure(
     """
     # The value comes from sacreBLEU's public call; the statistics below serve the draws alone.
     value = float(metric.corpus_score(texts, [targets]).score)
-    interval = None
+    between = None
     if num_samples:
         # float64 holds every count exactly, so the order of summation cannot matter
         statistics = np.asarray(metric._extract_corpus_statistics(texts, [targets]), dtype=np.float64)
-        draws = np.random.default_rng(seed).choice(len(texts), size=(num_samples, len(texts)), replace=True)
-        values = sorted(float(metric._compute_score_from_stats(statistics[draw].sum(0)).score) for draw in draws)
-        cut = num_samples // 40  # 2.5 % at either end
-        interval = (values[cut], values[num_samples - cut - 1])
+        draws = draws_of(len(texts), num_samples, seed)
+        between = interval([float(metric._compute_score_from_stats(statistics[draw].sum(0)).score) for draw in draws])
         metric.n_bootstrap, metric.seed = num_samples, str(seed)  # what sacreBLEU's signature prints
     signature = str(metric.get_signature())
     if prefix:  # sacreBLEU left case and tokens alone, which in one line with the prefix would read as its contrary
         signature = prefix + signature.replace("|case:mixed|", "|case:lc|").replace("|tok:none|", "|tok:moses|")
-    return Metric(name, value, interval, signature)
+    return Metric(name, value, between, signature)
 
 
 def _moses_lowercase(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,21 +13,21 @@ import torch
 
 import regard.lens  # noqa: F401  (teaches records to save themselves as pages and pictures)
 from regard.attention.observation import Observe
-from regard.data.batches import Sequences, TokenBudget
-from regard.data.batches import cut as cut_batches
+from regard.data.batches import Sequences, by_length
 from regard.decoding.hypotheses import Hypothesis
 from regard.decoding.options import DecodingOptions
 from regard.decoding.search import decode
-from regard.errors import ConfigError, DataError, ModelFileError, ShapeError
+from regard.errors import ConfigError, DataError
 from regard.inputs.sentences import split_long
 from regard.inputs.text import Tokenizer
 from regard.models.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from regard.tasks import model_directory
-from regard.tasks.recipe import plain, validated
-from regard.tasks.sections import check_ranges
+from regard.tasks.loading import config_of, fitted, tokenizer_of
+from regard.tasks.recipe import plain
+from regard.tasks.search_options import search_options
 from regard.tasks.translate.recipe import ROLES
 from regard.tasks.translate.result import Translation, joined, translation_of
-from regard.training.averaging import load_weights, weights_of
+from regard.training.averaging import weights_of
 
 UNSPACED = ("ja", "yue", "zh")  # languages whose sentences follow each other without a space
 PLACE_BITS = 40  # of a sample's number, for the text; the rest is for the piece
@@ -68,26 +67,9 @@ class Translator:
         cls, directory: model_directory.ModelDirectory, device: torch.device | str, dtype: torch.dtype
     ) -> Translator:
         """The model that `save` wrote. Raises: ModelFileError when the files do not fit each other."""
-        path = directory.path / model_directory.CONFIG
-        names = [field.name for field in dataclasses.fields(TranslatorConfig)]
-        about = {name: directory.config[name] for name in names if name in directory.config}
-        source, target = (_tokenizer(directory, role) for role in ROLES)
-        try:
-            config = validated(TranslatorConfig, about, str(path))
-            check_ranges(config.model)
-            model = EncoderDecoder(len(source), len(target), config.model)
-        except (ConfigError, ShapeError) as error:  # written by a program, so it is the file that is wrong
-            reason = str(error).removeprefix(f"{path}: ")
-            raise ModelFileError(f"{path}: damaged ({reason}); copy the model directory again") from None
-        wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        found = {name: tuple(tensor.shape) for name, tensor in directory.weights.items()}
-        if wanted != found:
-            wrong = sorted({name for name in wanted | found if wanted.get(name) != found.get(name)})
-            raise ModelFileError(
-                f"{directory.path}: {len(wrong)} weights do not fit the configuration, e.g. {wrong[0]} "
-                f"({_shape(found.get(wrong[0]))}, expected {_shape(wanted.get(wrong[0]))}); copy the directory again"
-            )
-        load_weights(model, directory.weights)
+        source, target = (tokenizer_of(directory, role) for role in ROLES)
+        config = config_of(directory, TranslatorConfig)
+        model = fitted(directory, lambda: EncoderDecoder(len(source), len(target), config.model))
         return cls(model.to(device=device, dtype=dtype), source, target, config)
 
     def __repr__(self) -> str:
@@ -129,14 +111,7 @@ class Translator:
         An empty text has an empty translation without attention. Raises: ConfigError for options that cannot work;
         DataError for something that is not text.
         """
-        options = options or self.config.decoding
-        if not isinstance(options, DecodingOptions):
-            raise ConfigError(
-                f"translate: options is {type(options).__name__}, expected DecodingOptions; or give fields"
-            )
-        if changes:
-            validated(DecodingOptions, {**plain(options), **changes}, "translate")  # names and kinds
-        options = options.changed(**changes)
+        options = search_options(options, self.config.decoding, changes, "translate")
         given, texts = texts, list(texts)
         if isinstance(given, str) or not all(isinstance(text, str) for text in texts):
             raise DataError("translate: expected a list of strings, as in translate(['A dog.'])")
@@ -173,12 +148,8 @@ class Translator:
         """Each text as one sentence, in their order. numbers: [texts], what each one's samples are drawn from."""
         encoded = self.source_tokenizer.encode(texts)
         lengths = np.array([len(one.ids) + 1 for one in encoded], dtype=np.int64)
-        if not len(lengths):
-            return []
-        order = np.argsort(lengths, kind="stable")
-        budget = TokenBudget(max(batch_tokens // max(options.beam_size, options.num_best), int(lengths.max())))
         results: list[Translation | None] = [None] * len(texts)
-        for rows in np.split(order, cut_batches(lengths[order], budget)[:-1]):
+        for rows in by_length(lengths, batch_tokens // max(options.beam_size, options.num_best)):
             batch = self._decode([encoded[row].ids for row in rows], numbers[rows], options, attention)
             for row, hypotheses in zip(rows, batch, strict=True):
                 results[row] = translation_of(texts[row], encoded[row], hypotheses, self.target_tokenizer)
@@ -202,18 +173,3 @@ class Translator:
             observe=Observe(rows="all") if attention else None,
             sentence_numbers=torch.from_numpy(numbers).to(device),
         )
-
-
-def _tokenizer(directory: model_directory.ModelDirectory, role: str) -> Tokenizer:
-    try:
-        name = directory.config["tokenizers"][role]
-        content = directory.texts[name]
-    except (KeyError, TypeError):
-        raise ModelFileError(
-            f"{directory.path}: the tokenizer of the {role} is missing; copy the model directory again"
-        ) from None
-    return Tokenizer.from_json(content, name=str(directory.path / name))
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "missing" if shape is None else str(list(shape))

@@ -128,6 +128,7 @@ def test_evaluation_and_its_model_card(trained: Trained, command: Command, tmp_p
     assert "cider-d" in (trained.model / "README.md").read_text()
     data = f"{{path: {trained.data / 'captions.tsv'}, where: {{class: red}}}}"
     assert json.loads(command("evaluate", trained.model, "--json", "--data", data).out)["num_pictures"] == 3
+    assert command("evaluate", _listing(trained.model, tmp_path / "listing"), "--beam-size", 1).status == 0
     refused = command("evaluate", trained.model, "--scoring", "sacrebleu")
     assert refused.status == 2 and "captions are scored in one way" in refused.err
 
@@ -212,3 +213,13 @@ def test_other_mistakes(trained: Trained, command: Command, tmp_path: Path) -> N
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(ModelFileError, match=r"tokenizer\.json"):
         regard.load(tmp_path / "model")
+
+
+def _listing(model: Path, copy: Path) -> Path:
+    """The same model of a recipe that asks for several captions."""
+    shutil.copytree(model, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("config_sha256")
+    config["decoding"] |= {"beam_size": 3, "num_best": 3}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy

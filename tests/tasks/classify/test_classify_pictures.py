@@ -131,6 +131,10 @@ def test_what_stands_behind_a_label(trained: Path, pictures: Path, tmp_path: Pat
         assert path.stat().st_size > 1000
     with pytest.raises(DataError, match="no such file"):
         labeller.classify([pictures / "none.png"])
+    with pytest.raises(DataError, match=r"^classify: expected a list of pictures, as in classify\("):
+        labeller.classify("red-0.png")
+    with pytest.raises(DataError, match=r"^classify: picture 2 is int, expected a path"):
+        labeller.classify([pictures / "red-0.png", 7])  # type: ignore[list-item]
 
 
 def test_scores_again(trained: Path, command: Command) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from regard.errors import DataError
 from regard.tasks.classify.naive_bayes import NaiveBayes
 from regard.tasks.classify.scoring import calibration_error, macro_f1, score
 
@@ -28,6 +29,11 @@ def test_by_hand() -> None:
 
 def test_a_label_never_told_has_an_f1_of_0_and_one_that_is_not_there_counts_for_nothing() -> None:
     assert macro_f1(np.array([0, 0, 1]), np.array([0, 0, 0]), 3) == pytest.approx((0.8 + 0.0) / 2)
+
+
+def test_no_records_have_no_score() -> None:
+    with pytest.raises(DataError, match="score: no records, expected at least one with its label"):
+        score(np.zeros((0, 2)), np.zeros(0, dtype=np.int64), ["a", "b"])
 
 
 def test_perfect_confidence_has_no_calibration_error() -> None:

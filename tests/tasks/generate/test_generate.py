@@ -15,9 +15,11 @@ import torch
 from tiny_text import WORDS, recipe, sentences
 
 import regard
+from regard.attention.observation import Observe
 from regard.cli.main import run as command_line
 from regard.data.windows import WindowBudget
 from regard.decoding.force import force
+from regard.decoding.search import decode
 from regard.errors import ConfigError, DataError, Interrupted, ModelFileError
 from regard.inputs.text import Tokenizer
 from regard.tasks.generate.generator import Generator
@@ -80,11 +82,6 @@ def test_it_writes_what_it_has_learnt(generator: Generator) -> None:
     assert samples.to_json()["alternatives"][0]["score"] <= samples.score
 
 
-def test_a_language_model_has_no_source_to_cover(generator: Generator) -> None:
-    with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.5, but a language model has no source to cover"):
-        generator.generate(["a"], coverage_penalty=0.5)
-
-
 @pytest.mark.parametrize("options", [{"sample": False}, {"sample": True, "seed": 5}], ids=str)
 def test_a_stream_is_what_generate_returns(generator: Generator, options: dict[str, object]) -> None:
     for number, prompt in enumerate(["ada bo", "", "dot ada"]):
@@ -126,6 +123,41 @@ def test_attention_is_that_of_the_tokens_written(generator: Generator) -> None:
     assert rows[0, :, 0, 7:].eq(0).all()
 
 
+@pytest.mark.parametrize("prompt", ["ada bob", "", "ada bob " * 40 + "cy"], ids=["short", "none", "longer than that"])
+@pytest.mark.parametrize("length", [30, 67, 160])
+def test_past_the_context_attention_is_what_chose_the_tokens(generator: Generator, prompt: str, length: int) -> None:
+    """The last `context` rows, as the search itself would have shown them step by step."""
+    [found] = generator.generate([prompt], sample=False, min_length=length - 1, max_length=length, attention=True)
+    record = found.attention
+    assert record is not None and record.query is not None and record.key is not None
+    rows = record["layers.1.self"].rows
+    _, bos, prefix = generator._read(prompt)
+    [[again]] = decode(
+        generator._decoder(),
+        {},
+        generator.config.decoding.changed(sample=False, min_length=length - 1, max_length=length),
+        bos=bos,
+        eos=Tokenizer.EOS,
+        prefix=prefix,
+    )
+    tokens = [*([] if prefix is None else prefix[0].tolist()), *again.tokens]
+    decoder, wanted = generator._decoder(), []
+    state, fed = decoder.start({}), torch.tensor([[bos, *tokens[: len(tokens) - len(again.tokens)]]])
+    for token in again.tokens:
+        step, state = decoder.advance(state, fed, Observe(rows="all"))
+        wanted.append(step.attention["layers.1.self"].rows[0, :, -1].detach())
+        fed = torch.tensor([[token]])
+    count = min(len(again.tokens), generator.config.context)
+    assert record.query.tokens == found.tokens[-count:]
+    assert rows.shape[2] == count
+    for place, one in enumerate(wanted[-count:]):
+        end = rows.shape[3] - (count - 1 - place)  # a row ends with the token read last
+        torch.testing.assert_close(rows[0, :, place, end - one.shape[1] : end], one)
+        assert not rows[0, :, place, : end - one.shape[1]].any()
+        assert not rows[0, :, place, end:].any()
+    assert (prompt + found.text).endswith(record.key.text[-20:])
+
+
 def test_a_prompt_in_the_middle_of_a_text_is_read_as_such(tmp_path: Path) -> None:
     """Where documents are longer than windows the begin token is rare, and left out."""
     path = recipe(tmp_path, data__train={"path": "train.txt", "format": "document"}, training__max_steps=2)
@@ -134,6 +166,12 @@ def test_a_prompt_in_the_middle_of_a_text_is_read_as_such(tmp_path: Path) -> Non
     assert generator._read("ada")[1:][0] == generator.tokenizer.encode_ids(["a"])[0][0]
     assert generator._read("")[1] == Tokenizer.BOS
     assert isinstance(generator.generate(["a"], max_length=3)[0].text, str)
+
+
+def test_a_coverage_penalty_has_no_source_to_count(generator: Generator) -> None:
+    for call in (generator.generate, generator.stream):
+        with pytest.raises(ConfigError, match=r"coverage_penalty is 0\.5, but a language model reads no source"):
+            call("ada", coverage_penalty=0.5)
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -258,6 +296,7 @@ def test_subwords_learn_as_well(tmp_path: Path) -> None:
         ({"model__num_layers": 0}, "model.num_layers is 0, expected 1 or more"),
         ({"model__widht": 3}, "unknown key `model.widht`"),
         ({"validation": {"metric": "bleu"}}, "log_likelihood"),
+        ({"decoding": {"coverage_penalty": 0.7}}, "coverage_penalty is 0.7, but a language model reads no source"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:

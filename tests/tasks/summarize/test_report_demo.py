@@ -10,7 +10,7 @@ import torch
 from regard.attention.observation import Observation
 from regard.attention.records.record import AttentionRecord, Axis
 from regard.errors import DataError
-from regard.inputs.text import words
+from regard.inputs.word_splitting import words
 from regard.tasks.summarize import demo
 from regard.tasks.summarize.demo_corpus import KINDS, DemoCorpus, Fact, Report, make_corpus
 from regard.tasks.summarize.demo_facts import facts_found

@@ -109,7 +109,7 @@ def test_a_page_and_a_picture_outline_what_was_copied(summarizer: Summarizer, tm
     page = (tmp_path / "why.html").read_text(encoding="utf-8")
     assert "copied (100%) from characters" in page
     assert "beat: generated" in page
-    from regard.inputs.text import words
+    from regard.inputs.word_splitting import words
 
     for summary in found:
         links = copied_links(summary)

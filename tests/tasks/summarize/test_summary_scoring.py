@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -70,3 +71,11 @@ def test_evaluation_scores_the_recipes_test_set(summarizer: Summarizer) -> None:
     assert len(outputs) == 30
     assert found.scores.exact == 1.0
     assert found.lines()[-1].startswith("the document's first 8 words, for comparison: ROUGE-1 ")
+
+
+def test_a_recipes_n_best_does_not_forbid_a_smaller_beam(
+    summarizer: Summarizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = replace(summarizer.config.decoding, beam_size=3, num_best=3)
+    monkeypatch.setattr(summarizer, "config", replace(summarizer.config, decoding=listed))
+    assert len(evaluate_directory(summarizer, None, {"beam_size": 1}, lambda said: None)[1]) == 30

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_translators import phrases, reversed_translation
 
 from regard.errors import ConfigError, DataError
 from regard.tasks.translate.card import model_card
-from regard.tasks.translate.evaluation import evaluate
+from regard.tasks.translate.evaluation import evaluate, evaluate_directory
 from regard.tasks.translate.translator import Translator
 
 
@@ -52,6 +53,16 @@ def test_an_n_best_list_counts_for_nothing(trained: Translator, pairs: list[tupl
         for num_best in (1, 3)
     )
     assert one == listed
+
+
+def test_a_recipes_n_best_does_not_forbid_a_smaller_beam(
+    trained: Translator, pairs: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = replace(trained.config.decoding, beam_size=3, num_best=3)
+    monkeypatch.setattr(trained, "config", replace(trained.config, decoding=listed))
+    path = tmp_path / "test.tsv"
+    path.write_text("source\ttarget\n" + "".join(f"{source}\t{target}\n" for source, target in pairs[:5]))
+    assert len(evaluate_directory(trained, str(path), {"beam_size": 1}, lambda said: None)[1]) == 5
 
 
 def test_without_options_the_model_s_own_are_used(trained: Translator, pairs: list[tuple[str, str]]) -> None:
