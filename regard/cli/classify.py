@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regard.cli.attention_file import check_attention_path, write_attention
-from regard.cli.inputs import BadInput, input_lines
+from regard.cli import options as opt
+from regard.cli.answers import Answers
+from regard.cli.attention_file import check_attention_path
+from regard.cli.inputs import BadInput, check_files, files_at_once, input_lines, num_inputs
 from regard.errors import ConfigError
 
 if TYPE_CHECKING:
-    from regard.attention.records.record import AttentionRecord
     from regard.tasks.classify.labeller import Labeller
     from regard.tasks.classify.picture_labeller import PictureLabeller
     from regard.tasks.classify.result import Classification
@@ -27,7 +27,7 @@ MOST_SHOWN = 5  # labels a line; --json has all
 
 
 def classify(
-    model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
+    model: opt.Model,
     texts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -35,20 +35,18 @@ def classify(
             'classifies pictures: files; "-" reads one.'
         ),
     ] = None,
-    file: Annotated[list[Path] | None, typer.Option(help="Text file, a line each; may be given again.")] = None,
-    attention: Annotated[
-        Path | None, typer.Option(help="Write what stands behind the labels: .html .png .svg .jsonl.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each text.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    file: opt.TextFiles = None,
+    attention: opt.AttentionPath = None,
+    as_json: opt.AsJson = False,
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Tell the label of texts, or of pictures, by a trained classifier, with the probability of each label.
 
     An empty line, and one that is not UTF-8, is reported and the rest is done; an empty line, or {"error": ...} with
     --json, keeps its place, and the exit status is 2.
     """
-    check_attention_path(attention)
+    check_attention_path(attention, num_inputs=num_inputs(texts or [], file or []))
     from regard.tasks.classify.labeller import Labeller
     from regard.tasks.classify.picture_labeller import PictureLabeller
     from regard.tasks.load import load
@@ -60,24 +58,14 @@ def classify(
         told = _told(labeller, input_lines(texts or [], file or []), attention=attention is not None)
     else:
         raise ConfigError(f"{model}: no classifier; train one with a recipe whose task is classify")
-    all_good = True
-    records: list[AttentionRecord] = []
+    answers = Answers(attention=attention, as_json=as_json)
     for found in told:
         if isinstance(found, BadInput):
-            all_good = False
-            typer.echo(f"regard: error: {found.message}", err=True)
-            if as_json:
-                typer.echo(json.dumps({"error": found.message}, ensure_ascii=False))
-            elif found.is_line:
-                typer.echo()
-            continue
-        if found.attention is not None:
-            records.append(found.attention)
-        typer.echo(json.dumps(found.to_json(), ensure_ascii=False) if as_json else _line(found))
-    if attention is not None:
-        write_attention(records, attention, "attention behind a label: no text, or a model that pools without any")
-    if not all_good:
-        raise typer.Exit(2)
+            answers.bad(found)
+        else:
+            line = json.dumps(found.to_json(), ensure_ascii=False) if as_json else _line(found)
+            answers.good([line], found.attention)
+    answers.finish("attention behind a label: no text, or a model that pools without any")
 
 
 def _told(
@@ -98,10 +86,8 @@ def _of_pictures(
     """One item a picture, in their order."""
     if not texts or files:
         raise ConfigError("this model classifies pictures: give their paths, without --file")
-    for begin in range(0, len(texts), PICTURES_AT_ONCE):
-        part = [
-            sys.stdin.buffer.read() if name == "-" else Path(name) for name in texts[begin : begin + PICTURES_AT_ONCE]
-        ]
+    check_files(texts)
+    for part in files_at_once(texts, PICTURES_AT_ONCE):
         for found in labeller.try_classify(part, attention=attention):
             yield BadInput(str(found)) if isinstance(found, Exception) else found
 

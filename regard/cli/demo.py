@@ -10,22 +10,19 @@ import typer
 
 from regard.cli.progress import TrainingProgress
 from regard.errors import ConfigError
+from regard.tasks.demos import DEMOS, demo_of
 
 
 def demo(
-    task: Annotated[
-        str, typer.Argument(help="Which job to show: translate, summarize, caption or transcribe.")
-    ] = "translate",
+    task: Annotated[str, typer.Argument(help=f"Which job to show: {', '.join(DEMOS)}.")] = DEMOS[0],
     out: Annotated[Path | None, typer.Option(help="Folder for the run, the page and the picture.")] = None,
     seed: Annotated[int, typer.Option(help="Of the corpus, the weights and the order.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Fewer updates, for a quick look with worse figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Train a small model from nothing on generated text, score it, and show what it attends to."""
+    """Train a small model from nothing on data that it makes itself, score it, and show what it attends to."""
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps}, expected 1 or more")
-    from regard.tasks.demos import demo_of
-
     chosen = demo_of(task)
     with TrainingProgress() as watcher:
         result = chosen(out or Path("runs") / f"demo-{task}", seed=seed, num_steps=steps, watcher=watcher)

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from regard.cli import options as opt
 from regard.errors import ConfigError
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
+    model: opt.Model,
     data: Annotated[
         str | None,
         typer.Option(help="What to score on: a file, SOURCE,TARGET text files, or a YAML mapping; else the recipe's."),
@@ -28,8 +29,8 @@ def evaluate(
     max_length: Annotated[int | None, typer.Option(help="Most tokens of one output.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the outputs here, a line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Run a model on a test set and print its scores, with signatures and bootstrap intervals."""
     if output is not None and (output.is_dir() or not output.parent.is_dir()):

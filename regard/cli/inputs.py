@@ -26,6 +26,11 @@ class BadInput:
     is_line: bool = True
 
 
+def num_inputs(texts: Sequence[str], files: Sequence[Path]) -> int | None:
+    """How many there are, where that is known before anything is read."""
+    return None if "-" in texts or files else len(texts)
+
+
 def input_lines(texts: Sequence[str], files: Sequence[Path]) -> Iterator[str | BadInput]:
     """The given texts, with "-" standing for the lines of standard input, then the lines of the files; streamed.
 
@@ -111,3 +116,15 @@ def _document(content: bytes, name: str) -> str | BadInput:
     if not text.strip():
         return BadInput(f"{name}: holds no text, expected a document; give another", is_line=False)
     return text
+
+
+def check_files(names: Sequence[str]) -> None:
+    """names: of files that are read whole, "-" is standard input. Raises: ConfigError when that is to be read twice."""
+    if names.count("-") > 1:
+        raise ConfigError('"-" stands twice; standard input holds one file')
+
+
+def files_at_once(names: Sequence[str], most: int) -> Iterator[list[Path | bytes]]:
+    """The files, so many at a time; for "-" what standard input holds."""
+    for begin in range(0, len(names), most):
+        yield [sys.stdin.buffer.read() if name == "-" else Path(name) for name in names[begin : begin + most]]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regard.cli.attention_file import OF_ONE_RECORD, check_attention_path, write_attention
+from regard.cli import options as opt
+from regard.cli.attention_file import check_attention_path, write_attention
 from regard.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def look(
         typer.Argument(help="What the model is to look at: texts, or paths of sounds or pictures; none of a record."),
     ] = None,
     out: Annotated[Path, typer.Option(help="File to write: .html .png .svg .jsonl .safetensors.")] = Path("look.html"),
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    device: opt.Device = "cpu",
 ) -> None:
     """Show what a model attends to. An input that cannot be read is reported, the rest is drawn, exit status 2."""
-    check_attention_path(out, "--out", more=OF_ONE_RECORD)
+    check_attention_path(out, "--out")
     if model.suffix == ".safetensors":
         if inputs:
             raise ConfigError(f"{model}: is a record, which is drawn as it is; remove {inputs[0]!r}")

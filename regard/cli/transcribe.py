@@ -12,7 +12,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from regard.cli.attention_file import check_attention_path, write_attention
+from regard.cli import options as opt
+from regard.cli.answers import Answers
+from regard.cli.attention_file import check_attention_path
+from regard.cli.inputs import BadInput, check_files
+from regard.cli.options import given, load_as
 from regard.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -20,58 +24,56 @@ if TYPE_CHECKING:
     from regard.tasks.transcribe.result import Transcript, Word
 
 FORMATS = ("text", "json", "srt", "vtt")
+SPEECH = ("ctc_weight", "language_model", "language_weight", "length_reward")  # options of a search for words
+OF_CTC_TOO = ("beam_size", "max_length")  # options that may be given where there is no decoder
 IN_MEMORY_BYTES = 1 << 24  # of standard input; what is longer waits in a temporary file
-
-Item = tuple[str, "Transcript | DataError"]
 
 
 def transcribe(
-    model: Annotated[Path, typer.Argument(help="Model directory, RUN/model.")],
+    model: opt.Model,
     files: Annotated[
         list[str] | None, typer.Argument(help='Sound files (WAV, FLAC, OGG, MP3); "-" reads one from standard input.')
     ] = None,
     timestamps: Annotated[str | None, typer.Option(help="Also say when: word or segment.")] = None,
     form: Annotated[str | None, typer.Option("--format", help="text, json, srt or vtt.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="As --format json: a JSON object for each file.")] = False,
-    attention: Annotated[Path | None, typer.Option(help="Write what was attended to: .html .png .svg .jsonl.")] = None,
-    beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; 1 is greedy.")] = None,
+    as_json: opt.AsJson = False,
+    attention: opt.AttentionPath = None,
+    beam_size: opt.BeamSize = None,
     ctc_weight: Annotated[float | None, typer.Option(help="CTC's share of the votes, 0 to 1.")] = None,
     language_model: Annotated[
-        Path | None, typer.Option(help="Directory of a language model of the same tokens.")
+        str | None, typer.Option(metavar="PATH", help="Directory of a language model of the same tokens.")
     ] = None,
     language_weight: Annotated[float | None, typer.Option(help="Of the language model's votes.")] = None,
     length_reward: Annotated[float | None, typer.Option(help="Nats for each token.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of one window of sound.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    length_penalty: opt.LengthPenalty = None,
+    min_length: opt.MinLength = None,
+    max_length: opt.MaxLength = None,
+    no_repeat_ngram: opt.NoRepeatNgram = None,
+    coverage_penalty: opt.CoveragePenalty = None,
+    device: opt.Device = "cpu",
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Transcribe sound files with a trained model. A long file is heard in windows that overlap, as a stream.
+
+    The numbers of tokens are those of one window. --json is --format json.
 
     A file that cannot be read is reported and the rest is done; an empty line, or {"error": ...} as JSON, keeps its
     place, and the exit status is 2.
     """
     chosen, level = _choices(form, timestamps, as_json=as_json)
-    check_attention_path(attention)
+    check_attention_path(attention, num_inputs=len(files or []))
     if not files:
         raise ConfigError('nothing to do: give a sound file, or "-" for one on standard input')
-    if files.count("-") > 1:
-        raise ConfigError('"-" stands twice; standard input holds one file')
-    from regard.tasks.load import load
+    check_files(files)
     from regard.tasks.transcribe.transcriber import Transcriber
 
-    transcriber = load(model, device=device, dtype=dtype)
-    if not isinstance(transcriber, Transcriber):
-        raise ConfigError(f"{model}: not a speech model; train one with a recipe whose task is transcribe")
-    changes: dict[str, Any] = {
-        "beam_size": beam_size,
-        "ctc_weight": ctc_weight,
-        "language_model": None if language_model is None else str(language_model),
-        "language_weight": language_weight,
-        "length_reward": length_reward,
-        "max_length": max_length,
-    }
-    decoding = transcriber.decoding_with(**{name: value for name, value in changes.items() if value is not None})
-    all_good, records = True, cast("list[AttentionRecord]", [])
+    transcriber = load_as(Transcriber, model, "speech model", "transcribe", device=device, dtype=dtype)
+    changes = given(locals(), (*opt.SEARCHING, *SPEECH))
+    decoding = transcriber.decoding_with(**changes)
+    idle = [name for name in changes if name in opt.SEARCHING and name not in OF_CTC_TOO]
+    if idle and decoding.language_model is None and decoding.share_of(transcriber.model) == 1.0:
+        raise ConfigError(f"decoding: {', '.join(idle)} would have no effect where CTC votes alone; drop it")
+    answers = Answers(attention=attention)
     told = 0  # parts of subtitles so far
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
         found = transcriber.transcribe_each(
@@ -80,17 +82,11 @@ def transcribe(
         for number, one in enumerate(found):
             name = "standard input" if files[number] == "-" else files[number]
             if isinstance(one, DataError):
-                all_good = False
-                typer.echo(f"regard: error: {one}", err=True)
-            else:
-                records += one.attentions
+                answers.bad(BadInput(str(one)), lines=_in_its_place(name, one, chosen))
+                continue
             lines, told = _printed(name, one, chosen, level, told, is_first=number == 0, is_only=len(files) == 1)
-            for line in lines:
-                typer.echo(line)
-    if attention is not None:
-        write_attention(records, attention, "sound in which a decoder attended to anything")
-    if not all_good:
-        raise typer.Exit(2)
+            answers.good(lines, *one.attentions)
+    answers.finish("sound in which a decoder attended to anything")
 
 
 def _choices(
@@ -118,9 +114,16 @@ def _sounds(files: Sequence[str], spooled: IO[bytes]) -> Iterator[Any]:
         yield spooled
 
 
+def _in_its_place(name: str, error: DataError, form: str) -> list[str]:
+    """What is printed in the place of a file that cannot be read."""
+    if form == "json":
+        return [json.dumps({"source": name, "error": str(error)}, ensure_ascii=False)]
+    return [""] if form == "text" else []
+
+
 def _printed(
     name: str,
-    found: Transcript | DataError,
+    found: Transcript,
     form: str,
     level: Literal["word", "segment"] | None,
     told: int,
@@ -131,10 +134,6 @@ def _printed(
     """The lines of one file, and how many parts of subtitles there are so far."""
     from regard.tasks.transcribe.subtitles import srt, vtt
 
-    if isinstance(found, DataError):
-        if form == "json":
-            return [json.dumps({"source": name, "error": str(found)}, ensure_ascii=False)], told
-        return [""] if form == "text" else [], told
     if form == "json":
         return [json.dumps({**found.to_json(level), "source": name}, ensure_ascii=False)], told
     parts: Sequence[Word] = ()

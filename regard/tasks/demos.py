@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from regard.errors import ConfigError, suggestion
-from regard.training.monitor import Watcher
+
+if TYPE_CHECKING:
+    from regard.training.monitor import Watcher
 
 
 class Shown(Protocol):
@@ -34,40 +36,12 @@ class Demo(Protocol):
     ) -> Shown: ...
 
 
-def _translate() -> Demo:
-    from regard.tasks.translate.demo import demo
-
-    return demo
-
-
-def _transcribe() -> Demo:
-    from regard.tasks.transcribe.demo import demo
-
-    return demo
-
-
-def _caption() -> Demo:
-    from regard.tasks.caption.demo import demo
-
-    return demo
-
-
-def _summarize() -> Demo:
-    from regard.tasks.summarize.demo import demo
-
-    return demo
-
-
-DEMOS: dict[str, Callable[[], Demo]] = {
-    "translate": _translate,
-    "transcribe": _transcribe,
-    "caption": _caption,
-    "summarize": _summarize,
-}
+# Each is `demo` in regard/tasks/TASK/demo.py, imported when it is asked for.
+DEMOS = ("translate", "summarize", "caption", "transcribe")
 
 
 def demo_of(task: str) -> Demo:
     """The demo of `task`. Raises: ConfigError for a task that has none."""
     if task not in DEMOS:
         raise ConfigError(f"demo `{task}` is not known{suggestion(task, DEMOS) or '; known: ' + ', '.join(DEMOS)}")
-    return DEMOS[task]()
+    return cast(Demo, importlib.import_module(f"regard.tasks.{task}.demo").demo)

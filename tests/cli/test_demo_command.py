@@ -16,7 +16,7 @@ from regard.tasks.translate import demo as translate_demo
 
 # In this order, and no others.
 KEYS = ["task", "exact_match", "num_held_out", "alignment_accuracy", "alignment_chance", "train_seconds"]
-KEYS += ["page", "picture"]
+KEYS += ["processor_seconds", "page", "picture"]
 
 
 @pytest.fixture

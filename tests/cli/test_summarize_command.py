@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tiny_reports import TEST, write_recipe, write_reports
 
+from regard.attention.records.record import AttentionRecord
+
 DOCUMENT, SUMMARY = TEST[0]
 
 
@@ -53,6 +55,8 @@ def test_options(command: Command, model: Path) -> None:
     command("summarize", model, DOCUMENT, "--coverage-penalty", "-1").refused("coverage_penalty is -1.0")
     done = command("summarize", model, DOCUMENT, "--coverage-penalty", "0.5", "--no-repeat-ngram", "2")
     assert done.out == f"{SUMMARY}\n"
+    likeliest = command("summarize", model, DOCUMENT, "--sample", "--top-k", "1", "--seed", "3")
+    assert likeliest.out == command("summarize", model, DOCUMENT, "--beam-size", "1").out
 
 
 def test_attention_is_written(command: Command, model: Path, tmp_path: Path) -> None:
@@ -60,6 +64,10 @@ def test_attention_is_written(command: Command, model: Path, tmp_path: Path) -> 
         done = command("summarize", model, DOCUMENT, TEST[1][0], "--attention", tmp_path / name)
         assert (done.status, done.err) == (0, "")
         assert (tmp_path / name).stat().st_size
+    whole = tmp_path / "why.safetensors"
+    assert command("summarize", model, DOCUMENT, "--attention", whole).status == 0
+    assert AttentionRecord.load(whole).key.text == DOCUMENT
+    command("summarize", model, DOCUMENT, DOCUMENT, "--attention", whole).refused("holds one record, received 2")
     page = (tmp_path / "why.html").read_text(encoding="utf-8")
     assert f"{SUMMARY.split()[0]}: copied (100%) from characters" in page
     command("summarize", model, DOCUMENT, "--attention", tmp_path / "why.pdf").refused("known: .html")

@@ -99,7 +99,19 @@ def test_bad_files_are_told_one_by_one_and_the_rest_is_done(model, sound, tmp_pa
     assert first["source"] == broken[0] and "error" in first and "text" in second
 
 
-@pytest.mark.parametrize("ending", ["html", "png", "svg", "jsonl"])
+def test_a_search_obeys_what_it_is_told(model, sound, capsys):
+    def text(*options: str) -> str:
+        asked = ["--ctc-weight", "0", "--max-length", "12", "--json", *options]
+        assert run(["transcribe", str(model), str(sound), *asked]) == 0
+        return str(json.loads(told(capsys)[0][0])["text"])
+
+    long = text("--min-length", "11")
+    assert len(long) > len(text("--max-length", "2"))
+    assert text("--min-length", "11", "--no-repeat-ngram", "1") != long
+    assert text("--beam-size", "2", "--length-penalty", "1", "--coverage-penalty", "0.5") is not None
+
+
+@pytest.mark.parametrize("ending", ["html", "png", "svg", "jsonl", "safetensors"])
 def test_attention_is_written(model, sound, tmp_path, capsys, ending):
     out = tmp_path / f"why.{ending}"
     assert run(["transcribe", str(model), str(sound), "--attention", str(out)]) == 0
@@ -133,6 +145,8 @@ def test_looking_at_a_record_and_at_what_is_none(model, sound, tmp_path, capsys)
         (["--json", "--format", "srt"], "contradict each other"),
         (["--ctc-weight", "3"], "ctc_weight is 3.0, expected a share"),
         (["--attention", "why.doc"], "--attention why.doc"),
+        (["--ctc-weight", "1", "--no-repeat-ngram", "2"], "no_repeat_ngram would have no effect where CTC votes alone"),
+        (["--min-length", "9", "--max-length", "3"], "leaves no room for EOS"),
     ],
 )
 def test_options_that_cannot_be(model, sound, capsys, options, message):

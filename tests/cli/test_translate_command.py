@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import Command, Trained, run_process, start
+from command_line import Command, Done, Trained, run_process, start
 from tiny_language import TEST, VALIDATION
 
+from regard.attention.records.record import AttentionRecord
 from regard.cli import translate as translate_command
 from regard.errors import RegardError
 
@@ -142,6 +143,24 @@ def test_a_sample_does_not_depend_on_what_is_read_at_once(
     assert lines(command, *asked) == together
 
 
+def test_a_bad_line_changes_no_sample_of_another(
+    command: Command, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("translate", trained.model, "-", "--sample", "--temperature", "3", "--seed", "5", "--json")
+
+    def found(done: Done) -> list[str | None]:
+        return [json.loads(line).get("text") for line in done.out.removesuffix("\n").split("\n")]
+
+    line = SOURCES[0].encode() + b"\n"
+    good = found(command(*asked, stdin=line * 6))
+    assert len(set(good)) > 1
+    good[1] = good[3] = None
+    for at_once in (1, 2, 1000):  # one at a time is how a terminal is read
+        monkeypatch.setattr(translate_command, "LINES_AT_ONCE", at_once)
+        done = command(*asked, stdin=line + b"\xff\n" + line + b"\xff\n" + line * 2)
+        assert (done.status, found(done)) == (2, good), at_once
+
+
 def test_lengths_and_repetition(command: Command, trained: Trained) -> None:
     [cut] = [json.loads(line) for line in lines(command, trained.model, SOURCES[0], "--max-length", "3", "--json")]
     assert (len(cut["tokens"]), cut["finished"]) == (3, False)
@@ -152,9 +171,26 @@ def test_lengths_and_repetition(command: Command, trained: Trained) -> None:
     assert len(set(bound["tokens"])) == len(bound["tokens"])
     [total] = [json.loads(line) for line in lines(command, trained.model, source, "--length-penalty", "0", "--json")]
     assert total["score"] == pytest.approx(free["score"] * len(free["tokens"]), abs=1e-4)
+    longer = (trained.model, source, "--min-length", str(len(free["tokens"]) + 3), "--json")
+    [late] = [json.loads(line) for line in lines(command, *longer)]
+    assert len(late["tokens"]) > len(free["tokens"]) + 3
+    [paid] = [json.loads(line) for line in lines(command, *longer, "--coverage-penalty", "0.5")]
+    assert paid["score"] < late["score"]
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_whole_record_is_written_of_one_text(command: Command, trained: Trained, tmp_path: Path) -> None:
+    path = tmp_path / "why.safetensors"
+    assert lines(command, trained.model, SOURCES[0], "--attention", path) == TARGETS[:1]
+    record = AttentionRecord.load(path)
+    assert record.key is not None and record.key.text == SOURCES[0]
+    torch.testing.assert_close(record.rows().sum(-1), torch.ones(record.rows().shape[0]))
+    command("translate", trained.model, *SOURCES[:2], "--attention", path).refused("holds one record, received 2")
+    done = command("translate", trained.model, "-", "--attention", path, stdin="\n".join(SOURCES[:2]).encode())
+    assert (done.status, done.out.splitlines()) == (2, TARGETS[:2])
+    assert done.errors == [f"--attention {path}: holds one record, there are 2; give one input, or .html"]
 
 
 @pytest.mark.parametrize("ending", [".html", ".svg", ".png", ".jsonl"])

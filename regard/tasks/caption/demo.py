@@ -6,8 +6,6 @@ scored on pairs of shapes that it has never seen together, and its gaze is held 
 
 from __future__ import annotations
 
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from regard.attention.records.record import AttentionRecord
 from regard.data.batches import TokenBudget
 from regard.data.picture_records import PictureSpec
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError, Interrupted
 from regard.inputs.convolution import ConvolutionConfig
 from regard.inputs.pictures import PictureSize
 from regard.inputs.pixels import GridPositionsConfig
@@ -33,14 +30,19 @@ from regard.tasks.caption.demo_pointing import Pointing, pointing
 from regard.tasks.caption.demo_scenes import SIDE, Scene, make_scenes, write_scenes
 from regard.tasks.caption.recipe import CaptionData, CaptionRecipe, Validation
 from regard.tasks.caption.result import Caption
-from regard.tasks.run import train
-from regard.training.config import ScheduleConfig, TrainingConfig
+from regard.tasks.demo_folder import Layout, Spent, drawn_json, last_lines, need, short_training, train_in_turn
 from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 1200  # of both runs together
 NUM_TRAIN, NUM_VALIDATION, NUM_HELD_OUT = 6_000, 100, 400
 VOCABULARY = 310  # ids with which every word of the captions is one token
-CONTENT = ("scenes", "first", "run", "gaze.html", "gaze.png", "gaze.svg")
+LAYOUT = Layout(
+    "scenes",
+    r"captions\.tsv|images(/(train|validation|held_out)-\d{5,}\.png)?",
+    proof="captions.tsv",
+    drawings=("gaze.html", "gaze.png", "gaze.svg"),
+    runs=("first", "run"),
+)
 NUM_SHOWN = 4
 
 
@@ -51,7 +53,7 @@ class Demo:
     exact_match: float
     num_held_out: int
     pointing: Pointing
-    train_seconds: float
+    spent: Spent
     examples: tuple[tuple[Scene, Caption], ...]
     page: Path
     picture: Path
@@ -69,26 +71,25 @@ class Demo:
             f"exactly right: {self.exact_match:.2%} of {self.num_held_out:,} scenes of pairs never seen together",
             f"gaze inside what a word names: {self.pointing.accuracy:.2%} of {self.pointing.num_words:,} words"
             f" (chance {self.pointing.chance:.2%}, with the picture's vectors shuffled {self.pointing.shuffled:.2%})",
-            f"trained in {self.train_seconds:.0f} s",
-            "",
-            f"where it looked: {self.page}",
-            f"                 {self.picture}",
-            f"try: regard caption {self.page.parent / 'run' / 'model'} {first} --attention why.html",
+            *last_lines(
+                "where it looked",
+                self.spent,
+                self.page,
+                self.picture,
+                f"caption {self.page.parent / 'run' / 'model'} {first} --attention why.html",
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
-        return {
-            "task": "caption",
+        figures = {
             "exact_match": round(self.exact_match, 6),
             "num_held_out": self.num_held_out,
             "pointing_accuracy": round(self.pointing.accuracy, 6),
             "pointing_chance": round(self.pointing.chance, 6),
             "pointing_shuffled": round(self.pointing.shuffled, 6),
-            "train_seconds": round(self.train_seconds, 2),
-            "page": str(self.page),
-            "picture": str(self.picture),
         }
+        return drawn_json("caption", figures, self.spent, self.page, self.picture)
 
 
 def demo(
@@ -103,22 +104,19 @@ def demo(
     """Draws, trains, scores and shows into `folder`: `scenes/`, `first/`, `run/`, `gaze.html`, `gaze.png`, `gaze.svg`.
 
     An earlier demo's are replaced. num_steps: fewer for a quick look; the figures then mean less.
-    Raises: DataError when `folder` holds anything else; Interrupted when it is stopped while it trains.
+    Raises: DataError when `folder` holds anything else; RegardError without the extra `image`; Interrupted when it is
+    stopped while it trains.
     """
     watcher = watcher or Silent()
-    _make_room(folder)
+    need("PIL", extra="image")
+    LAYOUT.make_room(folder)
     drawn, run = folder / "scenes", folder / "run"
     scenes = make_scenes(seed, num_train=num_train, num_validation=NUM_VALIDATION, num_held_out=num_held_out)
     write_scenes(drawn, scenes)
-    began = time.monotonic()
-    try:
-        steps = max((NUM_STEPS if num_steps is None else num_steps) // 2, 1)
-        train(recipe(drawn, seed=seed, num_steps=steps), folder / "first", origin="the demo's recipe", watcher=watcher)
-        wanted = recipe(drawn, seed=seed, num_steps=steps, forgetting=0.5, init_from=folder / "first" / "model")
-        train(wanted, run, origin="the demo's recipe", watcher=watcher)
-    except Interrupted:
-        raise Interrupted("the demo was stopped; the same command starts it anew") from None
-    train_seconds = time.monotonic() - began
+    steps = max((NUM_STEPS if num_steps is None else num_steps) // 2, 1)
+    seeing = recipe(drawn, seed=seed, num_steps=steps)
+    looking = recipe(drawn, seed=seed, num_steps=steps, forgetting=0.5, init_from=folder / "first" / "model")
+    spent = train_in_turn([(seeing, folder / "first"), (looking, run)], watcher)
     captioner = Captioner.load(model_directory.read(run / "model"), "cpu", torch.float32)
     watcher.said(f"describing {len(scenes.held_out):,} held-out scenes")
     paths = [drawn / "images" / f"held_out-{number:05}.png" for number in range(len(scenes.held_out))]
@@ -130,7 +128,7 @@ def demo(
         exact_match=sum(right) / len(right),
         num_held_out=len(right),
         pointing=pointing(captioner, scenes.held_out, pixels, seed=seed),
-        train_seconds=train_seconds,
+        spent=spent,
         examples=examples,
         page=folder / "gaze.html",
         picture=folder / "gaze.png",
@@ -176,36 +174,11 @@ def recipe(
                 "show-attend-tell", width, width, width, initial="learned", forgetting=forgetting, dropout=0.0
             ),
         ),
-        training=TrainingConfig(
-            max_steps=num_steps,
-            clip_norm=1.0,
-            label_smoothing=0.0,  # scenes leave nothing to doubt
-            schedule=ScheduleConfig("cosine", peak=3e-3, warmup_steps=min(100, max(num_steps // 5, 1)), floor=0.02),
-            validate_every=max(num_steps // 2, 1),
-            checkpoint_every=max(num_steps // 2, 1),
-            final=("last",),
-            log_every=10,
-        ),
+        # Scenes leave nothing to doubt.
+        training=short_training(num_steps, peak=3e-3, clip_norm=1.0, label_smoothing=0.0),
         validation=Validation(metric="exact_match", decoding=DecodingOptions(max_length=20)),
         decoding=DecodingOptions(beam_size=2, max_length=20),
     )
-
-
-def _make_room(folder: Path) -> None:
-    """Removes an earlier demo from `folder`. Raises: DataError when something else lies there."""
-    remedy = "give a new or empty folder with --out"
-    try:
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        foreign = [name for name in found if name not in CONTENT]
-        if {"scenes", "first", "run"} & set(found) and not (folder / "scenes" / "images").is_dir():
-            foreign.append(next(name for name in ("scenes", "first", "run") if name in found))
-        if foreign:
-            raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
-        for name in ("run", "first", "scenes"):  # in this order: what is left by a kill between the two is known again
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be used ({(error.strerror or str(error)).lower()}); {remedy}") from None
 
 
 def _show(result: Demo) -> None:

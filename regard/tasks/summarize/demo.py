@@ -7,8 +7,6 @@ sentence that states it?
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +17,13 @@ import torch
 from regard.data.batches import TokenBudget
 from regard.data.readers import DataSpec
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError, Interrupted
 from regard.inputs.words import WordTokenizerConfig
 from regard.models.attention_rnn import AttentionRNNConfig
 from regard.models.copying import CopyConfig
 from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.models.recurrent_encoder import RecurrentEncoderConfig
 from regard.tasks import model_directory
-from regard.tasks.run import train
+from regard.tasks.demo_folder import Layout, Spent, drawn_json, last_lines, short_training, train_in_turn
 from regard.tasks.run_directory import write_text
 from regard.tasks.summarize.demo_corpus import Report, make_corpus
 from regard.tasks.summarize.demo_facts import FactsFound, facts_found
@@ -34,13 +31,12 @@ from regard.tasks.summarize.recipe import ROLES, SummarizeData, SummarizeRecipe,
 from regard.tasks.summarize.result import Summary
 from regard.tasks.summarize.showing import show
 from regard.tasks.summarize.summarizer import Summarizer
-from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 300
 NUM_HELD_OUT = 600
 PARTS = ("train", "validation")
-CONTENT = ("text", "run", "copied.html", "copied.png")
+LAYOUT = Layout("text", r"(train|validation)\.tsv", proof="train.tsv", drawings=("copied.html", "copied.png"))
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Demo:
     """What the demo came to. examples: held-out reports and their summaries, with attention."""
 
     found: FactsFound
-    train_seconds: float
+    spent: Spent
     examples: tuple[tuple[Report, Summary], ...]
     folder: Path
 
@@ -61,13 +57,7 @@ class Demo:
         return self.folder / "copied.png"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "task": "summarize",
-            **self.found.to_json(),
-            "train_seconds": round(self.train_seconds, 2),
-            "page": str(self.page),
-            "picture": str(self.picture),
-        }
+        return drawn_json("summarize", self.found.to_json(), self.spent, self.page, self.picture)
 
     def lines(self) -> list[str]:
         """What to print."""
@@ -86,11 +76,13 @@ class Demo:
             f"names never seen in training that were copied: {found.names:.2%} of {found.num_names:,}",
             f"attention on the sentence that states the fact: {found.attention:.2%} of {found.num_facts:,}"
             f" (chance {found.chance:.2%})",
-            f"trained in {self.train_seconds:.0f} s",
-            "",
-            f"what was copied, to look at: {self.page}",
-            f"                             {self.picture}",
-            f'try: regard summarize {self.folder / "run" / "model"} "{document}"',
+            *last_lines(
+                "what was copied, to look at",
+                self.spent,
+                self.page,
+                self.picture,
+                f'summarize {self.folder / "run" / "model"} "{document}"',
+            ),
         ]
 
 
@@ -109,24 +101,19 @@ def demo(
     """
     watcher = watcher or Silent()
     num_steps = NUM_STEPS if num_steps is None else num_steps
-    _make_room(folder)
+    LAYOUT.make_room(folder)
     text, run = folder / "text", folder / "run"
     corpus = make_corpus(seed, num_held_out=num_held_out)
     text.mkdir(parents=True, exist_ok=True)
     for name, reports in zip(PARTS, (corpus.train, corpus.validation), strict=True):
         lines = ["\t".join(ROLES), *(f"{report.source}\t{report.target}" for report in reports)]
         write_text(text / f"{name}.tsv", "".join(line + "\n" for line in lines))
-    began = time.monotonic()
-    try:
-        train(recipe(text, seed=seed, num_steps=num_steps), run, origin="the demo's recipe", watcher=watcher)
-    except Interrupted:
-        raise Interrupted("the demo was stopped; the same command starts it anew") from None
-    train_seconds = time.monotonic() - began
+    spent = train_in_turn([(recipe(text, seed=seed, num_steps=num_steps), run)], watcher)
     summarizer = Summarizer.load(model_directory.read(run / "model"), "cpu", torch.float32)
     watcher.said(f"writing headlines for {len(corpus.held_out):,} held-out reports")
     summaries = summarizer.summarize([report.source for report in corpus.held_out])
     found = facts_found(corpus.held_out, summaries)
-    result = Demo(found, train_seconds, _worth_showing(corpus.held_out, summaries), folder)
+    result = Demo(found, spent, _worth_showing(corpus.held_out, summaries), folder)
     shown = [summary for _, summary in result.examples]
     notes = [
         f"{found.right:.1%} of {found.num_reports:,} held-out headlines have every fact right. Of their names none"
@@ -141,7 +128,6 @@ def demo(
 
 def recipe(text: Path, *, seed: int, num_steps: int) -> SummarizeRecipe:
     """The demo's recipe over the tables in `text`: a pointer-generator that reads words."""
-    half = max(num_steps // 2, 1)
     return SummarizeRecipe(
         task="summarize",
         seed=seed,
@@ -161,42 +147,16 @@ def recipe(text: Path, *, seed: int, num_steps: int) -> SummarizeRecipe:
             tie="all",
             copy=CopyConfig("decoder"),
         ),
-        training=TrainingConfig(
-            max_steps=num_steps,
-            schedule=ScheduleConfig("cosine", peak=4e-3, warmup_steps=min(100, max(num_steps // 5, 1)), floor=0.02),
+        training=short_training(
+            num_steps,
+            peak=4e-3,
             label_smoothing=0.0,
             ema_decay=0.98,
-            validate_every=half,
-            checkpoint_every=half,
-            final=("last",),
             attention_every=None,  # it would warn of a head that looks at one word, which is what this one is for
-            log_every=10,
         ),
         validation=Validation(metric="exact", max_documents=200, decoding=DecodingOptions(max_length=24)),
         decoding=DecodingOptions(beam_size=3, max_length=24),
     )
-
-
-def _make_room(folder: Path) -> None:
-    """Removes an earlier demo from `folder`. Raises: DataError when something else lies there."""
-    remedy = "give a new or empty folder with --out"
-    try:
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        foreign = [name for name in found if name not in CONTENT]
-        known = {f"{name}.tsv" for name in PARTS}
-        text = folder / "text"
-        foreign += [
-            f"text/{path.name}" for path in text.glob("*") if path.name.removesuffix(".unfinished") not in known
-        ]
-        if "run" in found and not (text / f"{PARTS[0]}.tsv").is_file():
-            foreign.append("run")
-        if foreign:
-            raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
-        for name in ("run", "text"):  # in this order: what is left by a kill between the two is known again
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be used ({(error.strerror or str(error)).lower()}); {remedy}") from None
 
 
 def _worth_showing(reports: Sequence[Report], summaries: Sequence[Summary]) -> tuple[tuple[Report, Summary], ...]:

@@ -7,8 +7,6 @@ on phrases that it has never heard, and the times it finds for words are held ag
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from regard.data.batches import TokenBudget
 from regard.data.clips import Clip, frames_of_clip
 from regard.data.speech_records import SpeechSpec, read_speech
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError, Interrupted
 from regard.inputs.front_end import FrontEndConfig
 from regard.inputs.spec_augment import AugmentConfig
 from regard.inputs.speech import SpeechSourceConfig
@@ -31,7 +28,7 @@ from regard.models.ctc import CTCConfig
 from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.tasks import model_directory
-from regard.tasks.run import train
+from regard.tasks.demo_folder import Layout, Spent, drawn_json, last_lines, need, short_training, train_in_turn
 from regard.tasks.transcribe.boundaries import TOLERANCE_SECONDS, Boundaries, measured, timed
 from regard.tasks.transcribe.demo_corpus import phrases, write_manifest
 from regard.tasks.transcribe.recipe import TranscribeData, TranscribeRecipe, Validation
@@ -39,13 +36,17 @@ from regard.tasks.transcribe.result import Transcript
 from regard.tasks.transcribe.scoring import Scores, score
 from regard.tasks.transcribe.search import SpeechDecoding
 from regard.tasks.transcribe.transcriber import Transcriber
-from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 500
 NUM_PHRASES = {"train": 1_500, "validation": 60, "test": 200}
-CONTENT = ("speech", "run", "attention.html", "attention.png")
 PARTS = ("train", "validation", "test")
+LAYOUT = Layout(
+    "speech",
+    r"(train|validation|test)\.jsonl|wav(/(train|validation|test)-\d{4,}\.wav)?",
+    proof="train.jsonl",
+    drawings=("attention.html", "attention.png"),
+)
 NUM_SHOWN = 4
 
 
@@ -55,8 +56,7 @@ class Demo:
 
     scores: Scores
     boundaries: Boundaries
-    train_seconds: float
-    processor_seconds: float  # of training, over all threads
+    spent: Spent
     examples: tuple[tuple[str, Transcript], ...]
     page: Path
     picture: Path
@@ -80,24 +80,22 @@ class Demo:
             f"{self.scores.num_utterances:,} held-out phrases",
             f"words found within {TOLERANCE_SECONDS * 1000:.0f} ms of where the synthesiser began them: "
             f"{self.boundaries.within:.2%} (with shuffled vectors {self.boundaries.shuffled:.2%})",
-            f"trained in {self.train_seconds:.0f} s",
-            "",
-            f"the attention, to look at: {self.page}",
-            f"                           {self.picture}",
-            f"try: regard transcribe {self.page.parent / 'run' / 'model'} {self.sound} --timestamps word",
+            *last_lines(
+                "the attention, to look at",
+                self.spent,
+                self.page,
+                self.picture,
+                f"transcribe {self.page.parent / 'run' / 'model'} {self.sound} --timestamps word",
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "task": "transcribe",
+        figures = {
             "words_right": round(self.words_right, 6),
             "num_held_out": self.scores.num_utterances,
             "boundaries": self.boundaries.to_json(),
-            "train_seconds": round(self.train_seconds, 2),
-            "processor_seconds": round(self.processor_seconds, 2),
-            "page": str(self.page),
-            "picture": str(self.picture),
         }
+        return drawn_json("transcribe", figures, self.spent, self.page, self.picture)
 
 
 def demo(
@@ -115,32 +113,27 @@ def demo(
     Interrupted when it is stopped while it trains.
     """
     watcher = watcher or Silent()
-    _make_room(folder)
+    need("espeakng_loader", extra="voices")
+    need("soundfile", "soxr", "jiwer", extra="speech")
+    LAYOUT.make_room(folder)
     speech, run = folder / "speech", folder / "run"
     counts = NUM_PHRASES if num_phrases is None else num_phrases
     watcher.said(f"saying {sum(counts.values()):,} phrases")
     made = phrases(seed, counts["train"], counts["validation"], counts["test"])
     for part in PARTS:
         write_manifest(speech, part, made[part])
-    began, used = time.monotonic(), time.process_time()
     steps = NUM_STEPS if num_steps is None else num_steps
-    try:
-        train(recipe(speech, seed=seed, num_steps=steps), run, origin="the demo's recipe", watcher=watcher)
-    except Interrupted:
-        raise Interrupted("the demo was stopped; the same command starts it anew") from None
-    train_seconds, processor_seconds = time.monotonic() - began, time.process_time() - used
+    spent = train_in_turn([(recipe(speech, seed=seed, num_steps=steps), run)], watcher)
     transcriber = Transcriber.load(model_directory.read(run / "model"), "cpu", torch.float32)
     watcher.said(f"transcribing {counts['test']:,} held-out phrases")
-    result = _result(transcriber, speech, folder, train_seconds, processor_seconds)
+    result = _result(transcriber, speech, folder, spent)
     records = [record for _, one in result.examples for record in one.attentions]
     for path in (result.page, result.picture):
         _write(records, path)
     return result
 
 
-def _result(
-    transcriber: Transcriber, speech: Path, folder: Path, train_seconds: float, processor_seconds: float
-) -> Demo:
+def _result(transcriber: Transcriber, speech: Path, folder: Path, spent: Spent) -> Demo:
     records = list(read_speech(SpeechSpec(str(speech / "test.jsonl"))))
     frames = [frames_of_clip(Clip.of_field(one.fields["source"]), transcriber.front_end) for one in records]
     texts = [one.fields["target"] for one in records]
@@ -158,8 +151,7 @@ def _result(
     return Demo(
         score(outputs, texts, bootstrap_samples=0),
         boundaries,
-        train_seconds,
-        processor_seconds,
+        spent,
         tuple(zip([texts[place] for place in shown], transcripts, strict=True)),
         folder / "attention.html",
         folder / "attention.png",
@@ -199,15 +191,7 @@ def recipe(speech: Path, *, seed: int, num_steps: int) -> TranscribeRecipe:
             decoder=TransformerDecoderConfig(dim, 1, AttentionConfig(heads=4), FeedForwardConfig(2 * dim)),
             ctc=CTCConfig(weight=0.5),
         ),
-        training=TrainingConfig(
-            max_steps=num_steps,
-            schedule=ScheduleConfig("cosine", peak=3e-3, warmup_steps=min(100, max(num_steps // 5, 1)), floor=0.02),
-            ema_decay=0.97,
-            validate_every=max(num_steps // 2, 1),
-            checkpoint_every=max(num_steps // 2, 1),
-            final=("last",),
-            log_every=10,
-        ),
+        training=short_training(num_steps, peak=3e-3, ema_decay=0.97),
         validation=Validation(decoding=SpeechDecoding(ctc_weight=1.0)),
         decoding=SpeechDecoding(DecodingOptions(beam_size=4, length_penalty=0.0, max_length=64), ctc_weight=0.5),
     )
@@ -217,22 +201,3 @@ def _write(records: list[Any], path: Path) -> None:
     from regard.attention.records.record import WRITERS
 
     WRITERS[path.suffix](records, path)
-
-
-def _make_room(folder: Path) -> None:
-    """Removes an earlier demo from `folder`. Raises: DataError when something else lies there."""
-    remedy = "give a new or empty folder with --out"
-    try:
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        foreign = [name for name in found if name not in CONTENT]
-        known = {"wav", *(f"{part}.jsonl" for part in PARTS)}
-        foreign += [f"speech/{path.name}" for path in (folder / "speech").glob("*") if path.name not in known]
-        if "run" in found and not (folder / "speech" / "train.jsonl").is_file():
-            foreign.append("run")
-        if foreign:
-            raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
-        for name in ("run", "speech"):  # in this order: what is left by a kill between the two is known again
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be used ({(error.strerror or str(error)).lower()}); {remedy}") from None

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,6 @@ from regard.data.batches import Sequences, TokenBudget
 from regard.data.readers import DataSpec
 from regard.decoding.force import force
 from regard.decoding.options import DecodingOptions
-from regard.errors import DataError, Interrupted
 from regard.inputs.embeddings import EmbeddingConfig
 from regard.inputs.text import Tokenizer, TokenizerConfig
 from regard.layers.attention import AttentionConfig
@@ -34,20 +31,19 @@ from regard.models.encoder_decoder import EncoderDecoderConfig
 from regard.models.transformer_decoder import TransformerDecoderConfig
 from regard.models.transformer_encoder import TransformerEncoderConfig
 from regard.tasks import model_directory
-from regard.tasks.run import train
+from regard.tasks.demo_folder import Layout, Spent, drawn_json, last_lines, short_training, train_in_turn
 from regard.tasks.run_directory import write_text
 from regard.tasks.translate.demo_alignment import AlignmentAccuracy, alignment_accuracy
 from regard.tasks.translate.demo_corpus import Phrase, make_corpus
 from regard.tasks.translate.recipe import ROLES, Tokenizers, TranslateData, TranslateRecipe, Validation
 from regard.tasks.translate.result import Translation
 from regard.tasks.translate.translator import Translator
-from regard.training.config import ScheduleConfig, TrainingConfig
 from regard.training.monitor import Silent, Watcher
 
 NUM_STEPS = 700
 NUM_HELD_OUT = 1_200
-CONTENT = ("text", "run", "alignment.html", "alignment.png")
 PARTS, ENDINGS = ("train", "validation"), ("en", "de")  # of the files in text/
+LAYOUT = Layout("text", r"(train|validation)\.(en|de)", proof="train.en", drawings=("alignment.html", "alignment.png"))
 _WORD_OR_MARKS = re.compile(r"[^\W_]+|[^\w\s]+")
 Span = tuple[int, int]
 
@@ -59,7 +55,7 @@ class Demo:
     exact_match: float
     num_held_out: int
     alignment: AlignmentAccuracy
-    train_seconds: float
+    spent: Spent
     examples: tuple[tuple[Phrase, Translation], ...]
     page: Path
     picture: Path
@@ -74,24 +70,23 @@ class Demo:
             "",
             f"exactly right: {self.exact_match:.2%} of {self.num_held_out:,} held-out phrases",
             f"alignment of number words recovered: {self.alignment.accuracy:.2%} (chance {self.alignment.chance:.2%})",
-            f"trained in {self.train_seconds:.0f} s",
-            "",
-            f"the attention, to look at: {self.page}",
-            f"                           {self.picture}",
-            f'try: regard translate {self.page.parent / "run" / "model"} "we have counted forty-two books"',
+            *last_lines(
+                "the attention, to look at",
+                self.spent,
+                self.page,
+                self.picture,
+                f'translate {self.page.parent / "run" / "model"} "we have counted forty-two books"',
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "task": "translate",
+        figures = {
             "exact_match": round(self.exact_match, 6),
             "num_held_out": self.num_held_out,
             "alignment_accuracy": round(self.alignment.accuracy, 6),
             "alignment_chance": round(self.alignment.chance, 6),
-            "train_seconds": round(self.train_seconds, 2),
-            "page": str(self.page),
-            "picture": str(self.picture),
         }
+        return drawn_json("translate", figures, self.spent, self.page, self.picture)
 
 
 def demo(
@@ -109,17 +104,12 @@ def demo(
     """
     watcher = watcher or Silent()
     num_steps = NUM_STEPS if num_steps is None else num_steps
-    _make_room(folder)
-    text, run = folder / "text", folder / "run"
     corpus = make_corpus(seed, num_held_out=num_held_out)
+    LAYOUT.make_room(folder)
+    text, run = folder / "text", folder / "run"
     for name, phrases in zip(PARTS, (corpus.train, corpus.validation), strict=True):
         _write_parallel(text, name, phrases)
-    began = time.monotonic()
-    try:
-        train(recipe(text, seed=seed, num_steps=num_steps), run, origin="the demo's recipe", watcher=watcher)
-    except Interrupted:
-        raise Interrupted("the demo was stopped; the same command starts it anew") from None
-    train_seconds = time.monotonic() - began
+    spent = train_in_turn([(recipe(text, seed=seed, num_steps=num_steps), run)], watcher)
     translator = Translator.load(model_directory.read(run / "model"), "cpu", torch.float32)
     watcher.said(f"translating {len(corpus.held_out):,} held-out phrases")
     outputs = translator.translate([phrase.source for phrase in corpus.held_out], attention=False)
@@ -130,35 +120,13 @@ def demo(
         exact_match=sum(right) / len(right),
         num_held_out=len(right),
         alignment=alignment(translator, corpus.held_out),
-        train_seconds=train_seconds,
+        spent=spent,
         examples=examples,
         page=folder / "alignment.html",
         picture=folder / "alignment.png",
     )
     _show(result)
     return result
-
-
-def _make_room(folder: Path) -> None:
-    """Removes an earlier demo from `folder`. Raises: DataError when something else lies there."""
-    remedy = "give a new or empty folder with --out"
-    try:
-        found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        foreign = [name for name in found if name not in CONTENT]
-        text = folder / "text"
-        known = {f"{name}.{ending}" for name in PARTS for ending in ENDINGS}
-        foreign += [
-            f"text/{path.name}" for path in text.glob("*") if path.name.removesuffix(".unfinished") not in known
-        ]
-        if "run" in found and not (text / f"{PARTS[0]}.{ENDINGS[0]}").is_file():
-            foreign.append("run")
-        if foreign:
-            raise DataError(f"{folder}: holds {foreign[0]}, which is of no demo; {remedy}")
-        for name in ("run", "text"):  # in this order: what is left by a kill between the two is known again
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be used ({(error.strerror or str(error)).lower()}); {remedy}") from None
 
 
 def recipe(text: Path, *, seed: int, num_steps: int) -> TranslateRecipe:
@@ -183,15 +151,7 @@ def recipe(text: Path, *, seed: int, num_steps: int) -> TranslateRecipe:
             TransformerDecoderConfig(128, 2, attention, feed_forward, embedding=embedding),
             tie="all",
         ),
-        training=TrainingConfig(
-            max_steps=num_steps,
-            schedule=ScheduleConfig("cosine", peak=3e-3, warmup_steps=min(100, max(num_steps // 5, 1)), floor=0.02),
-            ema_decay=0.98,
-            validate_every=max(num_steps // 2, 1),
-            checkpoint_every=max(num_steps // 2, 1),
-            final=("last",),
-            log_every=10,
-        ),
+        training=short_training(num_steps, peak=3e-3, ema_decay=0.98),
         validation=Validation(metric="exact_match", max_sentences=200, decoding=DecodingOptions(max_length=64)),
         decoding=DecodingOptions(beam_size=4, max_length=64, max_length_ratio=2.0),
     )

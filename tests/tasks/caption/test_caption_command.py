@@ -36,6 +36,8 @@ def test_several_captions_and_json(trained: Trained, command: Command) -> None:
     lines = command("caption", trained.model, picture, "--num-best", 2).out.splitlines()
     assert {line.split("\t")[2] for line in lines} == {"blue beside blue", "there is blue beside blue"}
     assert all(line.startswith("1\t-") for line in lines)
+    longer = command("caption", trained.model, picture, "--min-length", 6, "--coverage-penalty", 0.1).out
+    assert longer == "there is blue beside blue\n"
     found = json.loads(command("caption", trained.model, picture, "--num-best", 2, "--json").out)
     assert found["picture"] == str(picture) and found["finished"] and len(found["alternatives"]) == 1
 
@@ -204,7 +206,8 @@ def test_other_mistakes(trained: Trained, command: Command, tmp_path: Path) -> N
     for arguments, words in (
         (("--attention", tmp_path / "gaze.pdf"), "the ending says the kind of file"),
         (("--attention", tmp_path / "none" / "gaze.png"), "no folder"),
-        ((picture, "--attention", tmp_path / "gaze.safetensors"), "holds one picture's attention, received 2"),
+        ((picture, "--attention", tmp_path / "gaze.safetensors"), "holds one record, received 2 inputs"),
+        (("-", "-"), '"-" stands twice; standard input holds one file'),
         (("--beam-size", 0), "beam_size is 0"),
     ):
         done = command("caption", trained.model, picture, *arguments)

@@ -190,6 +190,9 @@ def test_the_command_prints_labels_with_probabilities(model: Path, call: Call, t
     status, out, _ = call("classify", model, "a day so cold but fine", "--json", "--attention", picture)
     assert (status, json.loads(out)["label"]) == (0, "good")
     assert "fine" in picture.read_text()
+    whole = tmp_path / "why.safetensors"
+    assert call("classify", model, "a day so cold but fine", "--attention", whole)[0] == 0
+    assert regard.AttentionRecord.load(whole).key.text == "a day so cold but fine"
     assert call("classify", model)[0] == 2
 
 

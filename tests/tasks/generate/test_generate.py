@@ -226,6 +226,10 @@ def test_the_command_prints_prompts_with_what_follows(model: Path, call: Call, t
     status, out, _ = call("generate", model, "ada b", "--no-sample", "--attention", picture)
     assert status == 0
     assert "ada" in picture.read_text()
+    whole = tmp_path / "why.safetensors"
+    status, out, _ = call("generate", model, "ada b", "--no-sample", "--attention", whole)
+    assert status == 0
+    assert regard.AttentionRecord.load(whole).key.text == out.removesuffix("\n")
     status, out, _ = call("generate", model, "ada", "--sample", "--num-best", "2", "--seed", "1", "--top-k", "4")
     assert [line.split("\t")[0] for line in out.splitlines()] == ["1", "1"]
 

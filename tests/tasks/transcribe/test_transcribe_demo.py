@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from regard.cli.main import run
-from regard.errors import DataError
 from regard.tasks.transcribe import demo as module
 from regard.tasks.transcribe.demo import demo, recipe
 
@@ -26,7 +25,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, module.Demo]:
 
 def test_it_leaves_a_model_a_page_and_a_picture(shown):
     folder, result = shown
-    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(module.CONTENT)
+    assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(module.LAYOUT.content)
     assert (folder / "out" / "run" / "model" / "config.json").is_file()
     assert "<article" in result.page.read_text() and result.picture.stat().st_size > 1000
     assert result.scores.num_utterances == 6 and len(result.examples) == 4
@@ -39,15 +38,6 @@ def test_it_leaves_a_model_a_page_and_a_picture(shown):
 def held_out(folder: Path) -> list[str]:
     manifest = folder / "out" / "speech" / "test.jsonl"
     return [json.loads(line)["text"] for line in manifest.read_text().splitlines()]
-
-
-def test_another_demo_takes_its_place_and_other_things_are_left_alone(shown, tmp_path):
-    folder, _ = shown
-    (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(DataError, match=r"holds mine\.txt, which is of no demo"):
-        demo(tmp_path, num_steps=1, num_phrases=FEW)
-    module._make_room(folder / "out")
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["attention.html", "attention.png"]
 
 
 def test_the_command_knows_it(capsys):

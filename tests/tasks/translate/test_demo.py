@@ -9,7 +9,6 @@ import pytest
 import torch
 from num2words import num2words
 
-from regard.errors import DataError
 from regard.tasks import model_directory
 from regard.tasks.translate import demo
 from regard.tasks.translate.demo_corpus import DemoCorpus, make_corpus
@@ -89,19 +88,3 @@ def test_pieces_cover_the_text_and_hold_the_linked_parts(corpus: DemoCorpus) -> 
             assert set(linked) <= set(pieces)
             assert pieces == sorted(pieces)
             assert "".join(text[a:b] for a, b in pieces) == text.replace(" ", "")
-
-
-def test_a_killed_demo_makes_room_for_the_next(tmp_path: Path) -> None:
-    for done in (["text"], ["text/train.en.unfinished"], ["text/train.en", "run/.lock", "run/recipe.yaml"]):
-        for name in done:
-            path = tmp_path / name
-            if name == "text":
-                path.mkdir()
-                continue
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("", encoding="utf-8")
-        demo._make_room(tmp_path)
-        assert list(tmp_path.iterdir()) == []
-    (tmp_path / "run").mkdir()
-    with pytest.raises(DataError, match="holds run"):
-        demo._make_room(tmp_path)
