@@ -15,6 +15,7 @@ from regard.tasks.transcribe.result import Word
 
 OVERLAP_SHARE = 0.25  # of a window that its successor hears, too
 MOST_OVERLAP_SECONDS = 4.0
+SMOOTHING_FRAMES = 5  # odd: a frame's energy is the mean of so many around it
 # The same word of both windows around a cut, if their beginnings lie as near as this, was said once.
 SAME_SECONDS = 0.25
 
@@ -46,7 +47,9 @@ def quietest_place(energy: np.ndarray, begin_seconds: float, end_seconds: float,
     """Seconds from the sound's begin: the middle of the quietest frame of an overlap; energy: of its frames."""
     if not len(energy):
         return (begin_seconds + end_seconds) / 2
-    place = int(np.argmin(np.convolve(energy, np.ones(5) / 5, "same") if len(energy) >= 5 else energy))
+    # The frames at both ends stand for those beyond them: with zeros there, an end looks quiet, or loud.
+    padded = np.pad(energy, SMOOTHING_FRAMES // 2, mode="edge")
+    place = int(np.argmin(np.convolve(padded, np.full(SMOOTHING_FRAMES, 1 / SMOOTHING_FRAMES), "valid")))
     return begin_seconds + (place + 0.5) * shift_seconds
 
 

@@ -100,9 +100,12 @@ def test_a_word_of_two_windows_counts_once():
     assert joined([], []) == []
 
 
-def test_the_cut_is_at_the_quietest_place():
-    energy = np.array([0.0] * 10 + [-9.0] * 7 + [0.0] * 10)
+@pytest.mark.parametrize("level", [0.0, 20.0, -20.0])  # log-mel energies of a recording lie at about 10 to 20
+def test_the_cut_is_at_the_quietest_place(level):
+    energy = np.array([0.0] * 10 + [-5.0] * 7 + [0.0] * 10) + level
     assert quietest_place(energy, 3.0, 3.27, 0.01) == pytest.approx(3.135, abs=0.02)
+    assert quietest_place(energy[:13], 3.0, 3.13, 0.01) == pytest.approx(3.125, abs=0.01)  # the pause is its end
+    assert quietest_place(np.array([1.0, 0.0, 1.0]) + level, 3.0, 3.03, 0.01) == pytest.approx(3.015, abs=0.02)
     assert quietest_place(np.zeros(0), 3.0, 4.0, 0.01) == 3.5
 
 
