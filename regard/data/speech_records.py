@@ -197,6 +197,8 @@ def _unusable_clip(clip: Clip, found: Mapping[str, Any], seen: dict[str, tuple[f
             return "empty source"
         inside = first + count <= len(mapped_features(clip.path))
         return None if inside else "frames that the array does not hold in source"
+    if clip.seconds == 0.0:
+        return "empty source"
     if clip.path not in seen:
         seen.clear()  # rows of one recording follow each other
         try:
