@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,9 @@ def test_a_long_sound_is_heard_in_windows(transcriber, monkeypatch):
     said = [word for _, places in pieces for word, _, _ in places]
     assert len(sound) / RATE > 3 * transcriber.config.window_seconds
     [found] = transcriber.transcribe([sound], timestamps=True)
-    right = sum(word.text == other for word, other in zip(found.words, said, strict=False))
-    assert abs(len(found.words) - len(said)) <= 3 and right >= 0.6 * len(said)
+    heard = SequenceMatcher(None, [word.text for word in found.words], said, autojunk=False)
+    right = sum(block.size for block in heard.get_matching_blocks())
+    assert abs(len(found.words) - len(said)) <= 1 and right >= 0.95 * len(said)
     begins = [word.begin for word in found.words]
     assert begins == sorted(begins) and found.words[-1].end <= found.seconds + 0.01
     assert found.text == " ".join(word.text for word in found.words)

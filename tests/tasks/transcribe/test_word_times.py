@@ -100,6 +100,12 @@ def test_a_word_of_two_windows_counts_once():
     assert joined([], []) == []
 
 
+def test_a_word_that_each_window_leaves_to_the_other_is_kept():
+    early = [Word("one", 0.1, 0.4), Word("two", 1.0, 1.8)]  # what follows broke off and was taken for a part of it
+    late = [Word("two", 1.05, 1.2), Word("three", 1.6, 2.0)]
+    assert joined([early, late], [1.3]) == [Word("one", 0.1, 0.4), Word("two", 1.0, 1.2), Word("three", 1.6, 2.0)]
+
+
 @pytest.mark.parametrize("level", [0.0, 20.0, -20.0])  # log-mel energies of a recording lie at about 10 to 20
 def test_the_cut_is_at_the_quietest_place(level):
     energy = np.array([0.0] * 10 + [-5.0] * 7 + [0.0] * 10) + level
