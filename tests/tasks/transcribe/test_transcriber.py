@@ -5,18 +5,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tone_language
+import torch
 from sound_files import broken_files, tone, wav_bytes
 
 import regard
 from regard.decoding.options import DecodingOptions
 from regard.errors import ConfigError, DataError, ModelFileError
-from regard.tasks.transcribe.search import SpeechDecoding
+from regard.inputs.embeddings import EmbeddingConfig
+from regard.inputs.text import Tokenizer
+from regard.layers.attention import AttentionConfig
+from regard.layers.feed_forward import FeedForwardConfig
+from regard.models.language_model import LanguageModel, LanguageModelConfig
+from regard.tasks.generate.generator import Generator, GeneratorConfig
+from regard.tasks.transcribe.search import LanguageModelVoter, SpeechDecoding
 from regard.tasks.transcribe.transcriber import Transcriber
 
 RATE = tone_language.RATE
@@ -198,8 +206,6 @@ def test_a_damaged_directory_is_told(trained, tmp_path):
 
 def test_a_language_model_votes(trained, transcriber, tmp_path):
     """A stand-in that knows one word alone."""
-    import torch
-
     from regard.decoding.ctc_prefix import SilentDecoder, SilentState
     from regard.models.decoder import Step
 
@@ -218,7 +224,7 @@ def test_a_language_model_votes(trained, transcriber, tmp_path):
     decoding = SpeechDecoding(
         DecodingOptions(beam_size=4, length_penalty=0.0, max_length=12), 0.5, language_model="x", language_weight=3.0
     )
-    transcriber._language_models["x"] = OneWord(len(transcriber.tokenizer))
+    transcriber._language_models["x"] = LanguageModelVoter(OneWord(len(transcriber.tokenizer)))
     sound, _ = sentence(92, "high low")
     [found] = transcriber.transcribe([sound], decoding)
     assert set(found.text.split()) <= {"mid"}
@@ -226,6 +232,36 @@ def test_a_language_model_votes(trained, transcriber, tmp_path):
         transcriber.transcribe([sound], language_model=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="not a language model"):
         transcriber.transcribe([sound], language_model=str(trained.model))
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_language_model_of_short_texts_votes_on_a_longer_one(transcriber, tmp_path, begins):
+    """It has learnt four positions and hears of eight words."""
+    torch.manual_seed(1)
+    feed_forward, embedding = FeedForwardConfig(16), EmbeddingConfig(positions="learned", max_positions=4)
+    config = LanguageModelConfig(8, 1, AttentionConfig(2), feed_forward, embedding=embedding, dropout=0.0)
+    Generator(
+        LanguageModel(len(transcriber.tokenizer), config),
+        transcriber.tokenizer,
+        GeneratorConfig(config, DecodingOptions(), context=4, begins=begins, training={}),
+    ).save(tmp_path / "model")
+    words = "low high mid low mid high low mid"
+    sound, _ = sentence(93, words)
+    path = str(tmp_path / "model")
+    [frames] = transcriber.front_end([sound])
+    plain = transcriber.decoding_with(beam_size=1, ctc_weight=0.0, min_length=8)
+    fused = transcriber.decoding_with(plain, language_model=path, language_weight=0.01)
+    [alone], [found] = (transcriber.recognise([frames.numpy()], decoding) for decoding in (plain, fused))
+    assert len(found.tokens) > 5 and found.tokens == alone.tokens
+    # It votes on every token and on the end; on the first one only where a transcript is a beginning to it.
+    ids = found.tokens
+    read = [Tokenizer.BOS, *ids] if begins else list(ids)
+    model, vote = regard.load(path).model, 0.0 if begins else -math.log(len(transcriber.tokenizer))
+    held: list[int] = []
+    for token, follows in zip(read, [*ids, Tokenizer.EOS][-len(read) :], strict=True):
+        held = [*held, token] if len(held) < 4 else [*held[-1:], token]  # half of the context is read anew
+        vote += float(model.head.log_probs(model(torch.tensor([held])))[0, -1, follows].detach())
+    assert found.score == pytest.approx(alone.score + 0.01 * vote, abs=1e-4)
 
 
 def test_evaluation_on_other_data_and_with_other_options(trained, transcriber):
