@@ -38,7 +38,7 @@ from regard.tasks.transcribe.search import (
     search,
 )
 from regard.tasks.transcribe.windows import Window, windows
-from regard.tasks.transcribe.word_times import MIDWAY, Method, Placement
+from regard.tasks.transcribe.word_times import MIDWAY, Heads, Method, Placement, Timing
 from regard.training.averaging import weights_of
 
 TOKENIZER = "tokenizer.json"
@@ -65,11 +65,17 @@ class TranscriberConfig:
     decoding_frames: int = 20_000  # padded frames decoded at once
     _: dataclasses.KW_ONLY
     language: str | None = field(default=None)
+    # The heads of cross-attention that follow the sound, where attention says when words were said; None: all.
+    heads: Heads | None = None
 
     def __post_init__(self) -> None:
         self.decoding.check()
         if self.longest_frames < 1:
             raise ConfigError(f"longest_frames is {self.longest_frames}, expected 1 or more")
+
+    @property
+    def timing(self) -> Timing:
+        return Timing(self.timestamps, self.placement, self.heads)
 
     @property
     def window_seconds(self) -> float:
@@ -300,8 +306,7 @@ class Transcriber:
             frames,
             self.tokenizer,
             self.config.front_end,
-            self.config.timestamps,
-            self.config.placement,
+            self.config.timing,
             begin_seconds=piece.begin_seconds,
             seconds=piece.num_samples / self.config.front_end.sample_rate,
             with_words=words,
@@ -312,7 +317,7 @@ class Transcriber:
         if isinstance(end, DataError):
             return end
         name, seconds = end
-        return assembled(name, seconds, heard, self.config.timestamps if timestamps else None)
+        return assembled(name, seconds, heard, self.config.timing if timestamps else None)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,13 @@ from regard.layers.attention import AttentionConfig
 from regard.layers.feed_forward import FeedForwardConfig
 from regard.models.language_model import LanguageModel, LanguageModelConfig
 from regard.tasks.generate.generator import Generator, GeneratorConfig
+from regard.tasks.recipe import validated
+from regard.tasks.run import train
+from regard.tasks.transcribe.card import model_card
+from regard.tasks.transcribe.recipe import TranscribeRecipe
 from regard.tasks.transcribe.search import LanguageModelVoter, SpeechDecoding
 from regard.tasks.transcribe.transcriber import Transcriber
+from regard.tasks.transcribe.word_times import Timing, by_attention, edges, energy_of
 
 RATE = tone_language.RATE
 
@@ -48,7 +53,12 @@ def test_the_run_learnt_and_says_what_it_found(trained):
     assert test["boundaries"]["within"] >= 0.85 > test["boundaries"]["shuffled"] + 0.1
     kept = json.loads((trained.model / "config.json").read_text())
     assert kept["task"] == "transcribe" and len(kept["model"]["encoder"]["embedding"]["mean"]) == 16
-    assert {one["method"] for one in kept["training"]["timestamps"]} == {"ctc", "attention"}
+    by_ctc, by_attention = kept["training"]["timestamps"]
+    assert (by_ctc["method"], by_attention["method"]) == ("ctc", "attention")
+    assert "heads" not in by_ctc
+    assert {layer for layer, _ in by_attention["heads"]} == {"decoder.layers.0.cross"}
+    best = max(by_ctc, by_attention, key=lambda one: one["within"])
+    assert [kept["timestamps"], kept["heads"]] == [best["method"], best.get("heads")]
     card = (trained.model / "README.md").read_text()
     assert "regard transcribe" in card and "WER" in card and "conformer encoder" in card
 
@@ -95,6 +105,54 @@ def test_words_have_times(transcriber):
         assert abs(word.begin - begin) < 0.08 and abs(word.end - end) < 0.08
     assert found.to_json("word")["words"][0]["text"] == "low"
     assert not transcriber.transcribe([sound])[0].words
+
+
+def test_words_are_timed_by_the_heads_that_the_model_names(transcriber, tmp_path):
+    sound, _ = sentence(70, "low high mid")
+    layer = "decoder.layers.0.cross"
+    config = dataclasses.replace(transcriber.config, timestamps="attention", heads=((layer, 1),))
+    Transcriber(transcriber.model, transcriber.tokenizer, config).save(tmp_path / "one")
+    one = regard.load(tmp_path / "one")
+    assert one.config.timing == Timing("attention", config.placement, ((layer, 1),))
+    assert f"Times of words come from attention ({layer} head 1)." in model_card(one.config, None)
+    for share in (0.5, 1.0):  # attention of the search, and of what CTC found
+        [found] = one.transcribe([sound], timestamps=True, attention=True, ctc_weight=share)
+        assert found.to_json("word")["heads"] == [[layer, 1]] and found.timestamps == "attention"
+        record = found.attention
+        assert record is not None
+        rows = record.layers[layer].rows[0]
+        [frames] = transcriber.front_end([sound])
+        cores = [(4 * begin, 4 * end) for begin, end in by_attention({layer: rows}, 3, config.heads) or ()]
+        placed = edges(cores, energy_of(frames, False), config.placement)
+        assert [word.begin for word in found.words] == pytest.approx([0.01 * begin for begin, _ in placed])
+    missing = dataclasses.replace(config, heads=((layer, 7),))
+    with pytest.raises(ConfigError, match=f"received {layer} 7, expected some of {layer} 0 to 1"):
+        Transcriber(transcriber.model, transcriber.tokenizer, missing).transcribe([sound], timestamps=True)
+
+
+def test_a_decoder_alone_chooses_its_heads_without_true_places(trained, tmp_path):
+    values = tone_language.recipe(trained.folder)
+    values["model"]["ctc"] = None
+    values["training"] |= {"max_steps": 2, "validate_every": 2, "checkpoint_every": 2}
+    for part in ("train", "validation"):
+        values["data"][part]["columns"] = {"words": "none"}
+    del values["data"]["test"]
+    train(validated(TranscribeRecipe, values, "decoder"), tmp_path / "run")
+    config = regard.load(tmp_path / "run" / "model").config
+    assert config.timestamps == "attention" and config.heads
+    assert {layer for layer, _ in config.heads} == {"decoder.layers.0.cross"}
+
+
+def test_a_model_directory_that_names_no_heads_uses_all(transcriber, tmp_path):
+    transcriber.save(tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    kept = json.loads(path.read_text())
+    del kept["heads"], kept["config_sha256"]
+    path.write_text(json.dumps(kept))
+    old = regard.load(tmp_path / "old")
+    assert old.config.heads is None and old.config.timing.method == transcriber.config.timestamps
+    [found] = old.transcribe([sentence(70, "low high mid")[0]], timestamps=True)
+    assert len(found.words) == 3 and "heads" not in found.to_json("word")
 
 
 def test_attention_has_rows_over_the_time_of_the_sound(transcriber):
