@@ -197,6 +197,8 @@ def _unusable_clip(clip: Clip, found: Mapping[str, Any], seen: dict[str, tuple[f
             return "empty source"
         inside = first + count <= len(mapped_features(clip.path))
         return None if inside else "frames that the array does not hold in source"
+    if clip.seconds == 0.0:
+        return "empty source"
     if clip.path not in seen:
         seen.clear()  # rows of one recording follow each other
         try:
@@ -206,8 +208,6 @@ def _unusable_clip(clip: Clip, found: Mapping[str, Any], seen: dict[str, tuple[f
     there, reason = seen[clip.path]
     if reason:
         return f"{reason} source"
-    if clip.seconds is not None and clip.seconds <= 0.0:
-        return "empty source"
     slack = max(DURATION_SLACK_SECONDS, DURATION_SLACK_SHARE * there)
     if clip.begin_seconds or clip.seconds is not None:
         end = clip.begin_seconds + (clip.seconds or 0.0)

@@ -66,11 +66,12 @@ def read_sound(
 ) -> np.ndarray:
     """float32 [samples] at `sample_rate` Hz, full scale 1; several channels are averaged.
 
-    name: how errors call a file that is no path. begin_seconds, seconds: a part of it; to the end unless given.
+    name: how errors call a file that is no path. begin_seconds, seconds: a part of it; to the end unless given; of no
+    length, it has no samples.
     Raises: DataError for a file that is missing, empty, cut off or no sound, or whose header says what cannot be.
     """
     blocks = list(sound_blocks(file, sample_rate, name=name, begin_seconds=begin_seconds, seconds=seconds))
-    return np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)  # a part may have no length
+    return np.concatenate([np.zeros(0, dtype=np.float32), *blocks])
 
 
 def sound_blocks(

@@ -61,6 +61,18 @@ def test_a_language_model_and_a_reward_join_the_search(seed: int, weight: float,
             assert hypothesis.score == pytest.approx(score)
 
 
+def test_a_model_that_knows_no_beginning_reads_the_middle_of_a_text() -> None:
+    decoder, model = TableDecoder.random(4, 1), TableLanguageModel(4, 2)
+    options = DecodingOptions(beam_size=16, num_best=16, max_length=5, length_penalty=0.0)
+    scorers = [LanguageModelScorer(model, weight=0.6, bos=None)]
+    found = decode(decoder, memories([3, 2], seed=1), options, bos=BOS, eos=EOS, scorers=scorers)
+    for tokens, score, log_prob in ((one.tokens, one.score, one.log_prob) for row in found for one in row):
+        vote = -math.log(4)
+        if len(tokens) > 1:
+            vote += float(force(model, {}, torch.tensor([tokens[1:]]), bos=tokens[0]).log_prob)
+        assert score == pytest.approx(log_prob + 0.6 * vote)
+
+
 def test_a_greedy_search_reads_the_language_model_token_by_token() -> None:
     decoder, model = TableDecoder.random(5, 1), TableLanguageModel(5, 2)
     scorer = LanguageModelScorer(model, weight=0.5, bos=BOS)
@@ -81,6 +93,9 @@ def test_what_does_not_fit_is_refused() -> None:
     decoder = TableDecoder.random(7, 1)
     with pytest.raises(ConfigError, match="it knows 5 outputs and the decoder 7; expected one vocabulary"):
         decode(decoder, memories([3], seed=1), DecodingOptions(), bos=BOS, eos=EOS, scorers=[scorer])
+    unread = LanguageModelScorer(TableLanguageModel(5, 2), weight=1.0, bos=None)
+    with pytest.raises(ConfigError, match="it knows 5 outputs and the decoder 7"):
+        decode(decoder, memories([3], seed=1), DecodingOptions(), bos=BOS, eos=EOS, scorers=[unread])
     assert math.isfinite(scorer.bound)
 
 

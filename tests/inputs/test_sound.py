@@ -62,6 +62,8 @@ def test_a_part_is_the_same_as_cutting_the_whole(tmp_path):
     whole = read_sound(path, RATE)
     np.testing.assert_array_equal(read_sound(path, RATE, begin_seconds=0.5, seconds=1.25), whole[8000:28000])
     np.testing.assert_array_equal(read_sound(path, RATE, begin_seconds=2.5), whole[40000:])
+    nothing = read_sound(path, RATE, begin_seconds=0.5, seconds=0.0)
+    assert nothing.shape == (0,) and nothing.dtype == np.float32
     with pytest.raises(DataError, match=r"has 3.00 s, asked for a part from 3.5 s on"):
         read_sound(path, RATE, begin_seconds=3.5)
 

@@ -19,7 +19,7 @@ from regard.inputs.text import Tokenizer
 from regard.tasks.transcribe.result import Transcript, Word
 from regard.tasks.transcribe.search import Found
 from regard.tasks.transcribe.windows import joined, quietest_place
-from regard.tasks.transcribe.word_times import Method, Times, Timing, by_attention, by_ctc, edges, energy_of
+from regard.tasks.transcribe.word_times import Times, Timing, by_attention, by_ctc, edges, energy_of
 
 _WORD = re.compile(r"\S+")
 
@@ -80,7 +80,7 @@ def word_frames(
     energy: torch.Tensor,
     timing: Timing,
 ) -> list[tuple[tuple[int, int], Times]]:
-    """Of each word of the text its characters and its frames."""
+    """Of each word its characters in the text and its frames: by `timing`, by the other method where it finds none."""
     words = [match.span() for match in _WORD.finditer(text)]
     return list(zip(words, edges(word_cores(found, words, spans, timing), energy, timing.placement), strict=True))
 
@@ -88,10 +88,7 @@ def word_frames(
 def word_cores(
     found: Found, words: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], timing: Timing
 ) -> list[Times]:
-    """The frames that said each word, by the method, or by the other one where it finds none.
-
-    words, spans: characters of words and of tokens.
-    """
+    """The frames that said each word. words, spans: characters of words and of tokens."""
     places: list[Times] | None = None
     for chosen in (timing.method, "attention" if timing.method == "ctc" else "ctc"):
         if places is None and chosen == "ctc" and found.ctc is not None:
@@ -134,22 +131,26 @@ def attention_record(
     return AttentionRecord(layers, Axis(text, tokens, tuple(ends)), key)
 
 
-def assembled(name: str, seconds: float, heard: Sequence[Heard], timestamps: Method | None) -> Transcript:
-    """The transcript of a sound of these windows."""
+def assembled(name: str, seconds: float, heard: Sequence[Heard], timing: Timing | None) -> Transcript:
+    """The transcript of a sound of these windows. timing: how its words got their times; None: it tells none."""
     records = tuple(one.attention for one in heard if one.attention is not None)
     finished = all(one.finished for one in heard)
     score = sum(one.score for one in heard)
     tokens = tuple(token for one in heard for token in one.tokens)
     if len(heard) == 1:
         [only] = heard
-        words = only.words if timestamps else ()
-        return Transcript(name, only.text, score, tokens, seconds, words, timestamps, records, finished)
+        text, words = only.text, only.words
+    else:
+        words = _joined(heard)
+        text = " ".join(word.text for word in words)
+    if timing is None:
+        return Transcript(name, text, score, tokens, seconds, (), None, records, finished)
+    return Transcript(name, text, score, tokens, seconds, words, timing.method, records, finished, timing.heads_in_use)
+
+
+def _joined(heard: Sequence[Heard]) -> tuple[Word, ...]:
     cuts = []
     for one, following in itertools.pairwise(heard):
         first = round((following.begin_seconds - one.begin_seconds) / one.shift_seconds)
         cuts.append(quietest_place(one.energy[first:], following.begin_seconds, one.end_seconds, one.shift_seconds))
-    all_words = joined([one.words for one in heard], cuts)
-    text = " ".join(word.text for word in all_words)
-    return Transcript(
-        name, text, score, tokens, seconds, tuple(all_words) if timestamps else (), timestamps, records, finished
-    )
+    return tuple(joined([one.words for one in heard], cuts))

@@ -1,5 +1,5 @@
 """How near the times of words come to the true ones, beside what chance comes to; and the way of finding them that is
-nearest.
+nearest: which heads of attention follow the sound, and where words meet.
 
 Measured on utterances whose true times are known, with their reference texts forced, so that an error of the text is
 none of time. For chance the memory's vectors are shuffled: what said a word then stands anywhere.
@@ -7,11 +7,10 @@ none of time. For chance the memory's vectors are shuffled: what said a word the
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from regard.decoding.force import force
 from regard.inputs.text import Tokenizer
 from regard.lens.warping import followed
 from regard.models.encoder_decoder import EncoderDecoder
-from regard.models.memory import Memory
 from regard.tasks.transcribe.assembly import word_cores
 from regard.tasks.transcribe.search import Found, cross_attention
 from regard.tasks.transcribe.transcriber import Transcriber
@@ -34,15 +32,13 @@ TOLERANCE_SECONDS = 0.06
 
 @dataclass(frozen=True)
 class Timed:
-    """One utterance with its reference text forced, its energy, and the true (begin, end) of each word, seconds.
+    """One utterance: the frames that said each word, its energy, and the true (begin, end) of each word, seconds.
 
-    shuffled: the same once the memory's vectors are in random order. words, spans: characters of words and of tokens.
+    shuffled: the frames that said each word once the memory's vectors are in random order.
     """
 
-    forced: Found
-    shuffled: Found
-    words: list[tuple[int, int]]
-    spans: list[tuple[int, int]]
+    cores: list[Times]
+    shuffled: list[Times]
     energy: Tensor
     true: list[tuple[float, float]]
 
@@ -59,10 +55,11 @@ class Boundaries:
     num: int
 
     def to_json(self) -> dict[str, Any]:
+        placement, heads = self.timing.placement, self.timing.heads_in_use
         return {
             "method": self.timing.method,
-            "placement": dataclasses.asdict(self.timing.placement),
-            "heads": self.timing.heads,
+            **({} if heads is None else {"heads": [list(head) for head in heads]}),
+            "placement": {"share": placement.share, "offset_frames": placement.offset_frames},
             "tolerance_seconds": TOLERANCE_SECONDS,
             "within": self.within,
             "shuffled": self.shuffled,
@@ -71,13 +68,8 @@ class Boundaries:
         }
 
     def line(self) -> str:
-        heads = (
-            ""
-            if self.timing.heads is None
-            else f" ({', '.join(f'{layer} {head}' for layer, head in self.timing.heads)})"
-        )
         return (
-            f"word boundaries by {self.timing.method}{heads}: {self.within:.1%} of {self.num} within "
+            f"word boundaries by {self.timing}: {self.within:.1%} of {self.num} within "
             f"{TOLERANCE_SECONDS * 1000:.0f} ms (median {self.median_seconds * 1000:.0f} ms); with shuffled vectors "
             f"{self.shuffled:.1%}"
         )
@@ -89,7 +81,7 @@ def timed(
     frames: Sequence[np.ndarray],
     texts: Sequence[str],
     words: Sequence[str],
-    method: Method,
+    timing: Timing,
     *,
     seed: int = 1,
 ) -> list[Timed]:
@@ -98,10 +90,9 @@ def timed(
     Empty where the model cannot tell times by this method.
     """
     model, front_end = transcriber.model, transcriber.config.front_end
-    if (model.ctc is None) if method == "ctc" else not isinstance(model, EncoderDecoder):
+    if (model.ctc is None) if timing.method == "ctc" else not isinstance(model, EncoderDecoder):
         return []
     chance = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
     found = []
     for one, text, places in zip(frames, texts, words, strict=True):
         true = [(begin, end) for _, begin, end in json.loads(places)]
@@ -110,9 +101,7 @@ def timed(
         said_words = [match.span() for match in re.finditer(r"\S+", said)]
         if len(said_words) != len(true):
             continue
-        memories, _ = model.encode(torch.from_numpy(one)[None].to(device), torch.tensor([len(one)], device=device))
-        memory = memories["source"]
-        forced = _forced(transcriber, memory, ids, method)
+        forced = _forced(transcriber, one, ids, timing.method)
         order = torch.randperm(forced.num_vectors, generator=chance)
         mixed = Found(
             ids,
@@ -124,70 +113,27 @@ def timed(
             forced.stride,
         )
         energy = energy_of(torch.from_numpy(one), front_end.kind == "mfcc")
-        found.append(Timed(forced, mixed, said_words, spans, energy, true))
+        cores, shuffled = (word_cores(seen, said_words, spans, timing) for seen in (forced, mixed))
+        found.append(Timed(cores, shuffled, energy, true))
     return found
 
 
 def measured(
-    found: Sequence[Timed], timing: Timing, shift_seconds: float, *, begins_alone: bool = False
-) -> Boundaries | None:
-    """How near these come. shift_seconds: from frame to frame. begins_alone: leaves ends out, for truths that know
-    beginnings only. None without any utterance."""
-    return _compared(found, _cores(found, timing), timing, shift_seconds, begins_alone=begins_alone)
-
-
-def nearest(found: Sequence[Timed], method: Method, shift_seconds: float) -> Boundaries | None:
-    """The heads that follow the sound, and the placement that comes nearest, on these utterances: validation's, never a
-    test set's."""
-    heads = following([one.forced for one in found]) if method == "attention" else None
-    cores = _cores(found, Timing(method, heads=heads))
-    every = (Timing(method, placement, heads) for placement in PLACEMENTS)
-    tried = [one for timing in every if (one := _compared(found, cores, timing, shift_seconds)) is not None]
-    return max(tried, key=lambda one: (one.within, -one.median_seconds), default=None)
-
-
-def following(forced: Sequence[Found], *, share_of_best: float = 0.5) -> Heads | None:
-    """The heads of cross-attention that follow the sound (`followed`) at least half as well as the best one does.
-
-    No true times are needed. None where nothing attends.
-    """
-    attending = [one for one in forced if one.attention and one.tokens]
-    if not attending:
-        return None
-    layers = attending[0].attention
-    shares = {
-        layer: torch.stack([followed(one.attention[layer][:, : len(one.tokens)]) for one in attending]).mean(0)
-        for layer in layers
-    }
-    least = share_of_best * max(float(of_layer.max()) for of_layer in shares.values())
-    return tuple(
-        (layer, head) for layer, of in shares.items() for head, share in enumerate(of.tolist()) if share >= least
-    )
-
-
-def _cores(found: Sequence[Timed], timing: Timing) -> list[tuple[list[Times], list[Times]]]:
-    """Of each utterance the frames that said each word, and the same with its vectors shuffled."""
-    return [
-        (word_cores(one.forced, one.words, one.spans, timing), word_cores(one.shuffled, one.words, one.spans, timing))
-        for one in found
-    ]
-
-
-def _compared(
     found: Sequence[Timed],
-    all_cores: Sequence[tuple[list[Times], list[Times]]],
     timing: Timing,
     shift_seconds: float,
     *,
     begins_alone: bool = False,
 ) -> Boundaries | None:
+    """How near these come. shift_seconds: from frame to frame. begins_alone: leaves ends out, for truths that know
+    beginnings only. None without any utterance."""
     distances: dict[bool, list[float]] = {False: [], True: []}
-    for one, both in zip(found, all_cores, strict=True):
-        for is_shuffled, cores in enumerate(both):
+    for one in found:
+        for is_shuffled, cores in ((False, one.cores), (True, one.shuffled)):
             for (first, last), (begin, end) in zip(edges(cores, one.energy, timing.placement), one.true, strict=True):
-                distances[bool(is_shuffled)].append(abs(first * shift_seconds - begin))
+                distances[is_shuffled].append(abs(first * shift_seconds - begin))
                 if not begins_alone:
-                    distances[bool(is_shuffled)].append(abs(last * shift_seconds - end))
+                    distances[is_shuffled].append(abs(last * shift_seconds - end))
     if not distances[False]:
         return None
     within = {key: float(np.mean(np.array(values) <= TOLERANCE_SECONDS)) for key, values in distances.items()}
@@ -195,9 +141,46 @@ def _compared(
     return Boundaries(timing, within[False], within[True], median, len(distances[False]))
 
 
-def _forced(transcriber: Transcriber, memory: Memory, ids: list[int], method: Method) -> Found:
+def nearest(found: Sequence[Timed], timing: Timing, shift_seconds: float) -> Boundaries | None:
+    """`timing` with the placement that comes nearest on these utterances: validation's, never a test set's."""
+    timings = [replace(timing, placement=placement) for placement in PLACEMENTS]
+    tried = [one for each in timings if (one := measured(found, each, shift_seconds)) is not None]
+    return max(tried, key=lambda one: (one.within, -one.median_seconds), default=None)
+
+
+def following(forced: Sequence[Found], *, share_of_best: float = 0.5) -> Heads:
+    """The heads that follow the sound: all that do so at least `share_of_best` as well as the best one does.
+
+    forced: references with their attention. No true times are needed, see `warping.followed`. A reference of one token,
+    which has all frames whatever a head does, tells nothing; empty where all are such.
+    """
+    ranks: dict[tuple[str, int], list[float]] = {}
+    for one in (one for one in forced if len(one.tokens) > 1):
+        for layer, rows in one.attention.items():
+            for head, share in enumerate(followed(rows[:, : len(one.tokens)]).tolist()):
+                ranks.setdefault((layer, head), []).append(share)
+    means = {head: float(np.mean(shares)) for head, shares in ranks.items()}
+    least = share_of_best * max(means.values(), default=0.0)
+    return tuple(head for head, mean in means.items() if mean >= least)
+
+
+@torch.no_grad()
+def attended(transcriber: Transcriber, frames: Sequence[np.ndarray], texts: Sequence[str]) -> list[Found]:
+    """Reference texts of utterances [frames, bins] as if they had been found, with what was attended to: see
+    `following`. Empty without a decoder."""
+    if not isinstance(transcriber.model, EncoderDecoder):
+        return []
+    ids = transcriber.tokenizer.encode_ids(list(texts))
+    return [_forced(transcriber, *one, "attention") for one in zip(frames, ids, strict=True)]
+
+
+def _forced(transcriber: Transcriber, frames: np.ndarray, ids: list[int], method: Method) -> Found:
     """The reference as if it had been found."""
-    model, count = transcriber.model, int(memory.lengths)
+    model = transcriber.model
+    device = next(model.parameters()).device
+    memories, _ = model.encode(torch.from_numpy(frames)[None].to(device), torch.tensor([len(frames)], device=device))
+    memory = memories["source"]
+    count = int(memory.lengths)
     ctc = model.ctc(memory.vectors)[0, :count].cpu() if method == "ctc" and model.ctc is not None else None
     rows: dict[str, Tensor] = {}
     if method == "attention" and isinstance(model, EncoderDecoder):

@@ -49,7 +49,7 @@ def model_card(config: TranscriberConfig, evaluations: Sequence[Evaluation] | No
         "",
         "It knows the words, voices and microphones of its training data. A sound longer than "
         f"{config.window_seconds:.1f} s is heard in windows that overlap. Times of words come from "
-        f"{config.timestamps}. The complete recipe stands in `config.json` under `training`.",
+        f"{config.timing}. The complete recipe stands in `config.json` under `training`.",
         "",
     ]
     return "\n".join(lines)

@@ -141,7 +141,7 @@ def _result(transcriber: Transcriber, speech: Path, folder: Path, spent: Spent) 
     places = [one.fields["words"] for one in records]
     # The synthesiser tells where words begin; where one ends within a pause it does not.
     config = transcriber.config
-    found = timed(transcriber, frames, texts, places, config.timestamps)
+    found = timed(transcriber, frames, texts, places, config.timing)
     shift = config.front_end.shift_seconds
     boundaries = measured(found, config.timing, shift, begins_alone=True)
     assert boundaries is not None, "the demo's model has a CTC head"

@@ -67,7 +67,7 @@ def evaluate(
             [frames[place] for place in placed],
             [texts[place] for place in placed],
             [records[place].fields["words"] for place in placed],
-            config.timestamps,
+            config.timing,
         )
         boundaries = measured(found, config.timing, config.front_end.shift_seconds)
     return Evaluation(scores, boundaries, outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,25 +24,32 @@ from regard.models.ctc import ctc_nll
 from regard.models.ctc_model import CTCModel
 from regard.models.encoder_decoder import EncoderDecoder
 from regard.tasks.job import Job
-from regard.tasks.transcribe.boundaries import Boundaries, nearest, timed
+from regard.tasks.transcribe.boundaries import Boundaries, attended, following, nearest, timed
 from regard.tasks.transcribe.card import model_card
 from regard.tasks.transcribe.evaluation import Evaluation, evaluate
 from regard.tasks.transcribe.recipe import ROLES, TranscribeRecipe, built, source_of
 from regard.tasks.transcribe.scoring import score
 from regard.tasks.transcribe.search import AcousticConfig, AcousticModel
 from regard.tasks.transcribe.transcriber import TOKENIZER, Transcriber, TranscriberConfig
-from regard.tasks.transcribe.word_times import Method, Timing
+from regard.tasks.transcribe.word_times import Timing
 from regard.training.objective import Loss, cross_entropy, mixed, of_outputs
 from regard.training.parallel import Objective
 
-METHODS: tuple[Method, ...] = ("ctc", "attention")
 MOST_TIMED = 200  # validation utterances by which the method of timestamps is chosen
+MOST_RANKED = 50  # validation utterances by which heads of attention are chosen: every head is warped by itself
+
+
+@dataclass(frozen=True)
+class ChosenTiming:
+    """How words get their times, and what each method came to on validation, where that was measured."""
+
+    timing: Timing
+    measured: tuple[Boundaries, ...] = ()
 
 
 class TranscribeJob(Job[TranscribeRecipe]):
     roles: ClassVar = ROLES
-    timing = Timing()
-    timed: tuple[Boundaries, ...] = ()
+    chosen = ChosenTiming(Timing())  # until `evaluate` chooses by the finished model
 
     def prepare(self) -> Corpus:
         recipe = self.recipe
@@ -77,18 +85,18 @@ class TranscribeJob(Job[TranscribeRecipe]):
     def transcriber(self, model: nn.Module) -> Transcriber:
         """The model with all that it needs to transcribe."""
         assert isinstance(model, EncoderDecoder | CTCModel)
-        recipe = self.recipe
+        recipe, timing = self.recipe, self.chosen.timing
         config = TranscriberConfig(
             recipe.front_end,
             self.model_config,
             recipe.decoding,
             self.longest_frames,
             self.training,
-            self.timing.method if isinstance(model, EncoderDecoder) else "ctc",
-            self.timing.placement,
+            timing.method,
+            timing.placement,
             recipe.compared,
             recipe.decoding_frames,
-            self.timing.heads,
+            heads=timing.heads,
         )
         return Transcriber(model, self.tokenizer, config)
 
@@ -107,38 +115,44 @@ class TranscribeJob(Job[TranscribeRecipe]):
         }
 
     def evaluate(self, model: nn.Module) -> list[Evaluation]:
-        self._choose_timestamps(model)
+        """As every job's; before that it chooses `chosen`, by which the model is scored here and saved by `save`."""
+        self.chosen = self._choose_timing(model)
+        for one in self.chosen.measured:
+            self.watcher.said(f"validation: {one.line()}")
         return [evaluate(self.transcriber(model), self.test)] if self.test else []
 
     def save(self, model: nn.Module, evaluations: Sequence[Any] | None) -> None:
         transcriber = self.transcriber(model)
-        if self.timed:
-            about = {**transcriber.config.training, "timestamps": [one.to_json() for one in self.timed]}
+        if self.chosen.measured:
+            about = {**transcriber.config.training, "timestamps": [one.to_json() for one in self.chosen.measured]}
             transcriber.config = dataclasses.replace(transcriber.config, training=about)
         transcriber.save(self.folder / "model", model_card(transcriber.config, evaluations))
 
-    def _choose_timestamps(self, model: nn.Module) -> None:
-        """Takes what is nearest to the true places of validation words, where these are known."""
+    def _choose_timing(self, model: nn.Module) -> ChosenTiming:
+        """What is nearest to the true places of validation words, where these are known."""
+        transcriber, shift = self.transcriber(model), self.recipe.front_end.shift_seconds
         placed = [place for place, one in enumerate(self.validation) if one.fields.get("words")][:MOST_TIMED]
-        shift = self.recipe.front_end.shift_seconds
+        has_no_ctc = isinstance(model, EncoderDecoder) and model.ctc is None
+        heads = None
+        if isinstance(model, EncoderDecoder) and (placed or has_no_ctc):
+            ranked = range(len(self.validation))[:MOST_RANKED]
+            texts = [self.validation[place].fields["target"] for place in ranked]
+            heads = following(attended(transcriber, [self.validation_frames[place] for place in ranked], texts)) or None
+        by_ctc, by_attention = Timing("ctc"), Timing("attention", heads=heads)
         found = []
-        for method in METHODS if placed else ():
+        for timing in (by_ctc, by_attention) if placed else ():
             utterances = timed(
-                self.transcriber(model),
+                transcriber,
                 [self.validation_frames[place] for place in placed],
                 [self.validation[place].fields["target"] for place in placed],
                 [self.validation[place].fields["words"] for place in placed],
-                method,
+                timing,
             )
-            found.append(nearest(utterances, method, shift))
-        self.timed = tuple(one for one in found if one is not None)
-        for one in self.timed:
-            self.watcher.said(f"validation: {one.line()}")
-        if self.timed:
-            best = max(self.timed, key=lambda one: one.within)
-            self.timing = best.timing
-        elif isinstance(model, EncoderDecoder) and model.ctc is None:
-            self.timing = Timing("attention")
+            found.append(nearest(utterances, timing, shift))
+        measured = tuple(one for one in found if one is not None)
+        if measured:
+            return ChosenTiming(max(measured, key=lambda one: one.within).timing, measured)
+        return ChosenTiming(by_attention if has_no_ctc else by_ctc)
 
     def _tokenizer(self) -> Tokenizer:
         """The tokenizer, trained on the training transcripts and kept in the run directory."""

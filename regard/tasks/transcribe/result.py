@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from regard.attention.records.record import AttentionRecord
+from regard.tasks.transcribe.word_times import Heads
 
 Timestamps = Literal["word", "segment"]
 
@@ -35,7 +36,8 @@ class Transcript:
     source: the sound's name. seconds: its length. score: what the search ranked by, nats, summed over windows. tokens:
     the subwords of the output. words: with times, empty unless asked for. timestamps: how these were found, "ctc" or
     "attention". attentions: cross-attention of the decoder, a record for each window of the sound, empty unless asked
-    for. finished: False where the length limit cut an output off.
+    for. finished: False where the length limit cut an output off. heads: (layer, number) of those by which attention
+    found the times, where they were chosen.
     """
 
     source: str
@@ -47,6 +49,7 @@ class Transcript:
     timestamps: str | None = None
     attentions: tuple[AttentionRecord, ...] = field(default=(), compare=False, repr=False)
     finished: bool = True
+    heads: Heads | None = None
 
     @property
     def attention(self) -> AttentionRecord | None:
@@ -70,6 +73,8 @@ class Transcript:
         if timestamps is not None:
             parts = self.words if timestamps == "word" else self.segments()
             values["timestamps"] = self.timestamps
+            if self.heads is not None:
+                values["heads"] = [list(head) for head in self.heads]
             values["words" if timestamps == "word" else "segments"] = [part.to_json() for part in parts]
         return values
 

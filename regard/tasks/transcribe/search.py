@@ -68,6 +68,15 @@ class SpeechDecoding:
 
 
 @dataclass(frozen=True)
+class LanguageModelVoter:
+    """A language model that votes. decoder: reads no memory, and text of any length. begins: whether it reads a
+    transcript as the beginning of a document; else as the middle of one."""
+
+    decoder: Decoder
+    begins: bool = True
+
+
+@dataclass(frozen=True)
 class Found:
     """One sound's output. tokens: ids without the end; score: what the search ranked by, nats.
 
@@ -91,7 +100,7 @@ def search(
     lengths: Tensor,
     decoding: SpeechDecoding,
     *,
-    language_model: Decoder | None = None,
+    language_model: LanguageModelVoter | None = None,
     attention: bool = False,
 ) -> list[Found]:
     """frames: [batch, frames, bins], padded; lengths: [batch] -> the best output of each. attention: also return it.
@@ -141,7 +150,7 @@ def _jointly(
     ctc: Tensor | None,
     share: float,
     decoding: SpeechDecoding,
-    language_model: Decoder | None,
+    language_model: LanguageModelVoter | None,
     attention: bool,
 ) -> tuple[list[Output], list[dict[str, Tensor]] | None]:
     memory, eos = memories["source"], Tokenizer.EOS
@@ -156,7 +165,9 @@ def _jointly(
     if share > 0.0 and ctc is not None:
         voters.append(CTCPrefixScorer(ctc, memory.lengths, weight=share * scale, eos=eos))
     if language_model is not None and decoding.language_weight > 0:
-        voters.append(LanguageModelScorer(language_model, weight=decoding.language_weight * scale, bos=Tokenizer.BOS))
+        bos = Tokenizer.BOS if language_model.begins else None
+        weight = decoding.language_weight * scale
+        voters.append(LanguageModelScorer(language_model.decoder, weight=weight, bos=bos))
     if decoding.length_reward:
         voters.append(LengthReward(decoding.length_reward * scale, eos))
     beams = decode(

@@ -21,7 +21,7 @@ from regard.errors import ConfigError, DataError
 from regard.inputs.front_end import FrontEnd, FrontEndConfig
 from regard.inputs.sound import is_silent, resampled, sound_blocks, sound_info
 from regard.inputs.text import Tokenizer
-from regard.models.decoder import Decoder
+from regard.models.sliding import SlidingDecoder
 from regard.tasks import model_directory
 from regard.tasks.loading import config_of, fitted, tokenizer_of
 from regard.tasks.recipe import plain, validated
@@ -29,7 +29,14 @@ from regard.tasks.transcribe.assembly import Heard, assembled, heard_of
 from regard.tasks.transcribe.recipe import built
 from regard.tasks.transcribe.result import Transcript
 from regard.tasks.transcribe.scoring import Compared
-from regard.tasks.transcribe.search import AcousticConfig, AcousticModel, Found, SpeechDecoding, search
+from regard.tasks.transcribe.search import (
+    AcousticConfig,
+    AcousticModel,
+    Found,
+    LanguageModelVoter,
+    SpeechDecoding,
+    search,
+)
 from regard.tasks.transcribe.windows import Window, windows
 from regard.tasks.transcribe.word_times import MIDWAY, Heads, Method, Placement, Timing
 from regard.training.averaging import weights_of
@@ -56,9 +63,10 @@ class TranscriberConfig:
     placement: Placement = MIDWAY  # where words meet between what says them; found on validation, too
     compared: Compared = "exact"  # how transcripts are compared with references
     decoding_frames: int = 20_000  # padded frames decoded at once
-    heads: Heads | None = None  # by which cross-attention says it, all unless given; found on validation, too
     _: dataclasses.KW_ONLY
     language: str | None = field(default=None)
+    # The heads of cross-attention that follow the sound, where attention says when words were said; None: all.
+    heads: Heads | None = None
 
     def __post_init__(self) -> None:
         self.decoding.check()
@@ -82,7 +90,7 @@ class Transcriber:
         self.tokenizer = tokenizer
         self.config = config
         self.front_end = FrontEnd(config.front_end)
-        self._language_models: dict[str, Decoder] = {}
+        self._language_models: dict[str, LanguageModelVoter] = {}
 
     @classmethod
     def load(
@@ -194,7 +202,7 @@ class Transcriber:
         decoding: SpeechDecoding | None = None,
         *,
         attention: bool = False,
-        language_model: Decoder | None = None,
+        language_model: LanguageModelVoter | None = None,
     ) -> list[Found]:
         """What the model hears in frames [frames, bins] as its front end makes them, in their order."""
         decoding = decoding or self.config.decoding
@@ -242,7 +250,7 @@ class Transcriber:
         decoding.check()
         return decoding
 
-    def _language_model(self, decoding: SpeechDecoding) -> Decoder | None:
+    def _language_model(self, decoding: SpeechDecoding) -> LanguageModelVoter | None:
         path = decoding.language_model
         if path is None or decoding.language_weight == 0:
             return None
@@ -259,7 +267,9 @@ class Transcriber:
                     f"{path}: its tokens are not those of this speech model; train it on the same transcripts, in "
                     "their order, with the same tokenizer section"
                 )
-            self._language_models[path] = loaded.decoder()
+            # A transcript may be longer than the texts that it was trained on.
+            decoder = SlidingDecoder(loaded.model, loaded.config.context)
+            self._language_models[path] = LanguageModelVoter(decoder, loaded.config.begins)
         return self._language_models[path]
 
     def _windows(self, sound: Sound, name: str) -> Iterator[Window]:
@@ -307,7 +317,7 @@ class Transcriber:
         if isinstance(end, DataError):
             return end
         name, seconds = end
-        return assembled(name, seconds, heard, self.config.timestamps if timestamps else None)
+        return assembled(name, seconds, heard, self.config.timing if timestamps else None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from regard.tasks.transcribe.result import Word
 
 OVERLAP_SHARE = 0.25  # of a window that its successor hears, too
 MOST_OVERLAP_SECONDS = 4.0
+SMOOTHING_FRAMES = 5  # odd: a frame's energy is the mean of so many around it
 # The same word of both windows around a cut, if their beginnings lie as near as this, was said once.
 SAME_SECONDS = 0.25
 
@@ -46,24 +47,37 @@ def quietest_place(energy: np.ndarray, begin_seconds: float, end_seconds: float,
     """Seconds from the sound's begin: the middle of the quietest frame of an overlap; energy: of its frames."""
     if not len(energy):
         return (begin_seconds + end_seconds) / 2
-    # Means of five frames; the outermost stand for what lies beyond, or the edges would seem quieter than they are.
-    smooth = np.convolve(np.pad(energy, 2, mode="edge"), np.ones(5) / 5, "valid")
-    place = int(np.argmin(smooth))
+    # The frames at both ends stand for those beyond them: with zeros there, an end looks quiet, or loud.
+    padded = np.pad(energy, SMOOTHING_FRAMES // 2, mode="edge")
+    place = int(np.argmin(np.convolve(padded, np.full(SMOOTHING_FRAMES, 1 / SMOOTHING_FRAMES), "valid")))
     return begin_seconds + (place + 0.5) * shift_seconds
 
 
 def joined(parts: Sequence[Sequence[Word]], cuts: Sequence[float]) -> list[Word]:
-    """The words of successive windows; cuts: seconds, one between each two windows."""
+    """The words of successive windows; cuts: seconds, one between each two windows.
+
+    A word at a cut that its two windows place differently is neither lost nor doubled.
+    """
     assert len(cuts) == max(len(parts) - 1, 0), "one cut between each two windows"
     result: list[Word] = []
+    beyond: Word | None = None  # the first word that the window before left to this one
     for place, words in enumerate(parts):
         low = cuts[place - 1] if place else float("-inf")
         high = cuts[place] if place < len(cuts) else float("inf")
-        kept = [word for word in words if low <= (word.begin + word.end) / 2 < high]
+        kept = [word for word in words if low <= _middle(word) < high]
+        behind = next((word for word in reversed(words) if _middle(word) < low), None)
         if result and kept and _is_same(result[-1], kept[0]):
             kept = kept[1:]
+        elif beyond is not None and behind is not None and _is_same(beyond, behind):
+            # Each window left it to the other. The one heard all that is before it, the other all that is behind.
+            kept.insert(0, Word(behind.text, beyond.begin, behind.end))
         result += kept
+        beyond = next((word for word in words if _middle(word) >= high), None)
     return result
+
+
+def _middle(word: Word) -> float:
+    return (word.begin + word.end) / 2
 
 
 def _is_same(one: Word, other: Word) -> bool:

@@ -1,8 +1,8 @@
 """When each word was said, in two steps: which vectors said it, and where it meets its neighbours.
 
-The first step is CTC's likeliest alignment, or dynamic time warping over cross-attention. Both find a word and not its
-edges: a CTC head says a word on a frame or two. The second step puts a border between each two words, and moves it into
-the pause of the sound that is near it, if there is one.
+The first step is CTC's likeliest alignment, or dynamic time warping over the heads of cross-attention that follow the
+sound. Both find a word and not its edges: a CTC head says a word on a frame or two. The second step puts a border
+between each two words, and moves it into the pause of the sound that is near it, if there is one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from regard.decoding.ctc_alignment import forced_alignment
-from regard.errors import ShapeError
+from regard.errors import ConfigError, ShapeError
 from regard.lens.warping import token_frames
 
 Method = Literal["ctc", "attention"]
 Times = tuple[int, int]  # half-open range of frames
-Heads = tuple[tuple[str, int], ...]  # of cross-attention: (layer, head)
+Heads = tuple[tuple[str, int], ...]  # (layer, number of the head in it) of each
 
 _LEAST_PAUSE_FRAMES = 3
 _REACH_FRAMES = 10  # how far a border is moved to a pause, which must be twice as long as it is far
@@ -47,12 +47,17 @@ def by_ctc(log_probs: Tensor, tokens: Sequence[int]) -> list[Times] | None:
 def by_attention(attention: Mapping[str, Tensor], num_tokens: int, heads: Heads | None = None) -> list[Times] | None:
     """The same by cross-attention, layer -> [heads, tokens, vectors]; None where there is none.
 
-    heads: those that are warped over, all unless given; some that follow the sound tell more than all (`followed`).
+    heads: that follow the sound; None: all. Raises: ConfigError for a head that the attention has not.
     """
     if not attention or not num_tokens:
         return None if num_tokens else []
-    chosen = attention.values() if heads is None else (attention[layer][[head]] for layer, head in heads)
-    return token_frames(torch.cat([rows[:, :num_tokens] for rows in chosen]))
+    if heads is None:
+        return token_frames(torch.cat([rows[:, :num_tokens] for rows in attention.values()]))
+    missing = [f"{layer} {head}" for layer, head in heads if not 0 <= head < len(attention.get(layer, ()))]
+    if missing or not heads:
+        known = ", ".join(f"{layer} 0 to {len(rows) - 1}" for layer, rows in attention.items())
+        raise ConfigError(f"heads of timestamps: received {', '.join(missing) or 'none'}, expected some of {known}")
+    return token_frames(torch.stack([attention[layer][head, :num_tokens] for layer, head in heads]))
 
 
 def energy_of(frames: Tensor, is_cepstra: bool) -> Tensor:
@@ -78,11 +83,23 @@ MIDWAY = Placement()
 
 @dataclass(frozen=True)
 class Timing:
-    """How a model tells the times of words. heads: of cross-attention, where the method is by it; all unless given."""
+    """How a model tells when words were said. heads: of its cross-attention, for method attention; None: all."""
 
     method: Method = "ctc"
     placement: Placement = MIDWAY
     heads: Heads | None = None
+
+    @property
+    def heads_in_use(self) -> Heads | None:
+        return self.heads if self.method == "attention" else None
+
+    def __str__(self) -> str:
+        """The method and its heads, as people read it: attention (decoder.layers.1.cross head 0)."""
+        numbers: dict[str, list[str]] = {}
+        for layer, head in self.heads_in_use or ():
+            numbers.setdefault(layer, []).append(str(head))
+        named = (f"{layer} head{'s' * (len(its) > 1)} {', '.join(its)}" for layer, its in numbers.items())
+        return f"{self.method} ({'; '.join(named)})" if numbers else self.method
 
 
 # Among what a model may turn out to do.

@@ -5,18 +5,32 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tone_language
+import torch
 from sound_files import broken_files, tone, wav_bytes
 
 import regard
 from regard.decoding.options import DecodingOptions
 from regard.errors import ConfigError, DataError, ModelFileError
-from regard.tasks.transcribe.search import SpeechDecoding
+from regard.inputs.embeddings import EmbeddingConfig
+from regard.inputs.text import Tokenizer
+from regard.layers.attention import AttentionConfig
+from regard.layers.feed_forward import FeedForwardConfig
+from regard.models.language_model import LanguageModel, LanguageModelConfig
+from regard.tasks.generate.generator import Generator, GeneratorConfig
+from regard.tasks.recipe import validated
+from regard.tasks.run import train
+from regard.tasks.transcribe.card import model_card
+from regard.tasks.transcribe.recipe import TranscribeRecipe
+from regard.tasks.transcribe.search import LanguageModelVoter, SpeechDecoding
 from regard.tasks.transcribe.transcriber import Transcriber
+from regard.tasks.transcribe.word_times import Timing, by_attention, edges, energy_of
 
 RATE = tone_language.RATE
 
@@ -39,7 +53,12 @@ def test_the_run_learnt_and_says_what_it_found(trained):
     assert test["boundaries"]["within"] >= 0.85 > test["boundaries"]["shuffled"] + 0.1
     kept = json.loads((trained.model / "config.json").read_text())
     assert kept["task"] == "transcribe" and len(kept["model"]["encoder"]["embedding"]["mean"]) == 16
-    assert {one["method"] for one in kept["training"]["timestamps"]} == {"ctc", "attention"}
+    by_ctc, by_attention = kept["training"]["timestamps"]
+    assert (by_ctc["method"], by_attention["method"]) == ("ctc", "attention")
+    assert "heads" not in by_ctc
+    assert {layer for layer, _ in by_attention["heads"]} == {"decoder.layers.0.cross"}
+    best = max(by_ctc, by_attention, key=lambda one: one["within"])
+    assert [kept["timestamps"], kept["heads"]] == [best["method"], best.get("heads")]
     card = (trained.model / "README.md").read_text()
     assert "regard transcribe" in card and "WER" in card and "conformer encoder" in card
 
@@ -88,6 +107,54 @@ def test_words_have_times(transcriber):
     assert not transcriber.transcribe([sound])[0].words
 
 
+def test_words_are_timed_by_the_heads_that_the_model_names(transcriber, tmp_path):
+    sound, _ = sentence(70, "low high mid")
+    layer = "decoder.layers.0.cross"
+    config = dataclasses.replace(transcriber.config, timestamps="attention", heads=((layer, 1),))
+    Transcriber(transcriber.model, transcriber.tokenizer, config).save(tmp_path / "one")
+    one = regard.load(tmp_path / "one")
+    assert one.config.timing == Timing("attention", config.placement, ((layer, 1),))
+    assert f"Times of words come from attention ({layer} head 1)." in model_card(one.config, None)
+    for share in (0.5, 1.0):  # attention of the search, and of what CTC found
+        [found] = one.transcribe([sound], timestamps=True, attention=True, ctc_weight=share)
+        assert found.to_json("word")["heads"] == [[layer, 1]] and found.timestamps == "attention"
+        record = found.attention
+        assert record is not None
+        rows = record.layers[layer].rows[0]
+        [frames] = transcriber.front_end([sound])
+        cores = [(4 * begin, 4 * end) for begin, end in by_attention({layer: rows}, 3, config.heads) or ()]
+        placed = edges(cores, energy_of(frames, False), config.placement)
+        assert [word.begin for word in found.words] == pytest.approx([0.01 * begin for begin, _ in placed])
+    missing = dataclasses.replace(config, heads=((layer, 7),))
+    with pytest.raises(ConfigError, match=f"received {layer} 7, expected some of {layer} 0 to 1"):
+        Transcriber(transcriber.model, transcriber.tokenizer, missing).transcribe([sound], timestamps=True)
+
+
+def test_a_decoder_alone_chooses_its_heads_without_true_places(trained, tmp_path):
+    values = tone_language.recipe(trained.folder)
+    values["model"]["ctc"] = None
+    values["training"] |= {"max_steps": 2, "validate_every": 2, "checkpoint_every": 2}
+    for part in ("train", "validation"):
+        values["data"][part]["columns"] = {"words": "none"}
+    del values["data"]["test"]
+    train(validated(TranscribeRecipe, values, "decoder"), tmp_path / "run")
+    config = regard.load(tmp_path / "run" / "model").config
+    assert config.timestamps == "attention" and config.heads
+    assert {layer for layer, _ in config.heads} == {"decoder.layers.0.cross"}
+
+
+def test_a_model_directory_that_names_no_heads_uses_all(transcriber, tmp_path):
+    transcriber.save(tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    kept = json.loads(path.read_text())
+    del kept["heads"], kept["config_sha256"]
+    path.write_text(json.dumps(kept))
+    old = regard.load(tmp_path / "old")
+    assert old.config.heads is None and old.config.timing.method == transcriber.config.timestamps
+    [found] = old.transcribe([sentence(70, "low high mid")[0]], timestamps=True)
+    assert len(found.words) == 3 and "heads" not in found.to_json("word")
+
+
 def test_attention_has_rows_over_the_time_of_the_sound(transcriber):
     sound, _ = sentence(71, "low high")
     [found] = transcriber.transcribe([sound], attention=True)
@@ -108,10 +175,9 @@ def test_a_long_sound_is_heard_in_windows(transcriber, monkeypatch):
     said = [word for _, places in pieces for word, _, _ in places]
     assert len(sound) / RATE > 3 * transcriber.config.window_seconds
     [found] = transcriber.transcribe([sound], timestamps=True)
-    import jiwer
-
-    # Shorter sounds than a window's are what it learnt from: some of the nine joints may cost a word.
-    assert jiwer.wer(" ".join(said), found.text) <= 0.15
+    heard = SequenceMatcher(None, [word.text for word in found.words], said, autojunk=False)
+    right = sum(block.size for block in heard.get_matching_blocks())
+    assert abs(len(found.words) - len(said)) <= 1 and right >= 0.95 * len(said)
     begins = [word.begin for word in found.words]
     assert begins == sorted(begins) and found.words[-1].end <= found.seconds + 0.01
     assert found.text == " ".join(word.text for word in found.words)
@@ -198,8 +264,6 @@ def test_a_damaged_directory_is_told(trained, tmp_path):
 
 def test_a_language_model_votes(trained, transcriber, tmp_path):
     """A stand-in that knows one word alone."""
-    import torch
-
     from regard.decoding.ctc_prefix import SilentDecoder, SilentState
     from regard.models.decoder import Step
 
@@ -218,7 +282,7 @@ def test_a_language_model_votes(trained, transcriber, tmp_path):
     decoding = SpeechDecoding(
         DecodingOptions(beam_size=4, length_penalty=0.0, max_length=12), 0.5, language_model="x", language_weight=3.0
     )
-    transcriber._language_models["x"] = OneWord(len(transcriber.tokenizer))
+    transcriber._language_models["x"] = LanguageModelVoter(OneWord(len(transcriber.tokenizer)))
     sound, _ = sentence(92, "high low")
     [found] = transcriber.transcribe([sound], decoding)
     assert set(found.text.split()) <= {"mid"}
@@ -226,6 +290,36 @@ def test_a_language_model_votes(trained, transcriber, tmp_path):
         transcriber.transcribe([sound], language_model=str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="not a language model"):
         transcriber.transcribe([sound], language_model=str(trained.model))
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_language_model_of_short_texts_votes_on_a_longer_one(transcriber, tmp_path, begins):
+    """It has learnt four positions and hears of eight words."""
+    torch.manual_seed(1)
+    feed_forward, embedding = FeedForwardConfig(16), EmbeddingConfig(positions="learned", max_positions=4)
+    config = LanguageModelConfig(8, 1, AttentionConfig(2), feed_forward, embedding=embedding, dropout=0.0)
+    Generator(
+        LanguageModel(len(transcriber.tokenizer), config),
+        transcriber.tokenizer,
+        GeneratorConfig(config, DecodingOptions(), context=4, begins=begins, training={}),
+    ).save(tmp_path / "model")
+    words = "low high mid low mid high low mid"
+    sound, _ = sentence(93, words)
+    path = str(tmp_path / "model")
+    [frames] = transcriber.front_end([sound])
+    plain = transcriber.decoding_with(beam_size=1, ctc_weight=0.0, min_length=8)
+    fused = transcriber.decoding_with(plain, language_model=path, language_weight=0.01)
+    [alone], [found] = (transcriber.recognise([frames.numpy()], decoding) for decoding in (plain, fused))
+    assert len(found.tokens) > 5 and found.tokens == alone.tokens
+    # It votes on every token and on the end; on the first one only where a transcript is a beginning to it.
+    ids = found.tokens
+    read = [Tokenizer.BOS, *ids] if begins else list(ids)
+    model, vote = regard.load(path).model, 0.0 if begins else -math.log(len(transcriber.tokenizer))
+    held: list[int] = []
+    for token, follows in zip(read, [*ids, Tokenizer.EOS][-len(read) :], strict=True):
+        held = [*held, token] if len(held) < 4 else [*held[-1:], token]  # half of the context is read anew
+        vote += float(model.head.log_probs(model(torch.tensor([held])))[0, -1, follows].detach())
+    assert found.score == pytest.approx(alone.score + 0.01 * vote, abs=1e-4)
 
 
 def test_evaluation_on_other_data_and_with_other_options(trained, transcriber):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from regard.errors import ConfigError
 from regard.tasks.transcribe.boundaries import following
 from regard.tasks.transcribe.result import Transcript, Word, segments
 from regard.tasks.transcribe.search import Found
 from regard.tasks.transcribe.subtitles import srt, vtt
 from regard.tasks.transcribe.windows import joined, quietest_place, windows
-from regard.tasks.transcribe.word_times import Placement, by_attention, by_ctc, edges, energy_of
+from regard.tasks.transcribe.word_times import Placement, Timing, by_attention, by_ctc, edges, energy_of
 
 
 def loudness(*spoken: tuple[int, int], length: int = 100) -> torch.Tensor:
@@ -66,21 +67,56 @@ def test_ctc_and_attention_find_the_vectors():
     assert by_attention({}, 2) is None
 
 
-def test_only_the_heads_that_follow_the_sound_are_warped_over():
-    """One goes from vector to vector, three go from the end to the beginning."""
-    diagonal = torch.full((5, 20), 0.02)
-    for token in range(5):
-        diagonal[token, 4 * token : 4 * token + 4] = 0.17
-    attention = {"low": torch.stack([diagonal.flip(0)] * 2), "high": torch.stack([diagonal, diagonal.flip(0)])}
-    found = [Found([7] * 5, 0.0, True, attention, None, 20, 1)] * 2
-    heads = following(found, share_of_best=0.9)
-    assert heads == (("high", 0),)
-    right = [(4 * token, 4 * token + 4) for token in range(5)]
+WORD_FRAMES = 8
 
-    assert by_attention(attention, 5, heads) == right != by_attention(attention, 5, (("low", 1), ("high", 1)))
-    every = (("low", 0), ("low", 1), ("high", 0), ("high", 1))
-    assert by_attention(attention, 5) == by_attention(attention, 5, every)
-    assert following([Found([], 0.0, True, {}, None, 3, 1)]) is None
+
+def one_follows_of_four(seed: int, tokens: int = 6) -> torch.Tensor:
+    """[4, tokens + 1, frames]: head 2 looks at each token's own frames, the others nearly evenly; then an end token."""
+    frames = WORD_FRAMES * tokens
+    heads = 1 + 0.5 * torch.rand(4, tokens + 1, frames, generator=torch.Generator().manual_seed(seed))
+    for token in range(tokens):
+        heads[2, token, WORD_FRAMES * token : WORD_FRAMES * (token + 1)] += 4.0
+    return heads / heads.sum(-1, keepdim=True)
+
+
+def as_found(attention: torch.Tensor) -> Found:
+    return Found(list(range(attention.shape[1] - 1)), 0.0, True, {"cross": attention}, None, attention.shape[2], 1)
+
+
+def test_the_head_that_follows_the_sound_is_chosen_and_beats_all_heads():
+    assert following([as_found(one_follows_of_four(seed)) for seed in range(5)]) == (("cross", 2),)
+    misses = {"chosen": 0, "all": 0}
+    for seed in range(10, 15):
+        attention = {"cross": one_follows_of_four(seed)}
+        for name, heads in (("chosen", (("cross", 2),)), ("all", None)):
+            found = by_attention(attention, 6, heads)
+            assert found is not None
+            true = [(WORD_FRAMES * token, WORD_FRAMES * (token + 1)) for token in range(6)]
+            misses[name] += sum(abs(a - c) + abs(b - d) for (a, b), (c, d) in zip(found, true, strict=True))
+    assert misses["chosen"] < 0.5 * misses["all"]
+
+
+def test_heads_of_all_layers_that_follow_are_chosen():
+    one = one_follows_of_four(1)
+    both = Found(list(range(6)), 0.0, True, {"low": one[[0, 2]], "high": one[[2, 1, 2]]}, None, 48, 1)
+    assert following([both]) == (("low", 1), ("high", 0), ("high", 2))
+    assert len(following([both], share_of_best=0.0)) == 5
+    assert following([]) == following([as_found(one[:, :2])]) == (), "one token has all frames whatever a head does"
+
+
+def test_a_head_that_is_not_there_is_named():
+    attention = {"cross": one_follows_of_four(1)}
+    expected = r"heads of timestamps: received cross 4, low 0, expected some of cross 0 to 3"
+    with pytest.raises(ConfigError, match=expected):
+        by_attention(attention, 6, (("cross", 4), ("cross", 2), ("low", 0)))
+    with pytest.raises(ConfigError, match="received none"):
+        by_attention(attention, 6, ())
+
+
+def test_a_timing_says_how():
+    heads = (("a.cross", 0), ("b.cross", 1), ("b.cross", 3))
+    assert str(Timing("attention", heads=heads)) == "attention (a.cross head 0; b.cross heads 1, 3)"
+    assert [str(Timing("attention")), str(Timing("ctc", heads=heads))] == ["attention", "ctc"]
 
 
 def test_energy_is_the_mean_band_or_the_zeroth_cepstrum():
@@ -119,10 +155,18 @@ def test_a_word_of_two_windows_counts_once():
     assert joined([], []) == []
 
 
-def test_the_cut_is_at_the_quietest_place():
-    energy = np.array([0.0] * 10 + [-9.0] * 7 + [0.0] * 10)
-    for level in (0.0, 20.0):  # of the loudest, as full scale has it
-        assert quietest_place(energy + level, 3.0, 3.27, 0.01) == pytest.approx(3.135, abs=0.02)
+def test_a_word_that_each_window_leaves_to_the_other_is_kept():
+    early = [Word("one", 0.1, 0.4), Word("two", 1.0, 1.8)]  # what follows broke off and was taken for a part of it
+    late = [Word("two", 1.05, 1.2), Word("three", 1.6, 2.0)]
+    assert joined([early, late], [1.3]) == [Word("one", 0.1, 0.4), Word("two", 1.0, 1.2), Word("three", 1.6, 2.0)]
+
+
+@pytest.mark.parametrize("level", [0.0, 20.0, -20.0])  # log-mel energies of a recording lie at about 10 to 20
+def test_the_cut_is_at_the_quietest_place(level):
+    energy = np.array([0.0] * 10 + [-5.0] * 7 + [0.0] * 10) + level
+    assert quietest_place(energy, 3.0, 3.27, 0.01) == pytest.approx(3.135, abs=0.02)
+    assert quietest_place(energy[:13], 3.0, 3.13, 0.01) == pytest.approx(3.125, abs=0.01)  # the pause is its end
+    assert quietest_place(np.array([1.0, 0.0, 1.0]) + level, 3.0, 3.03, 0.01) == pytest.approx(3.015, abs=0.02)
     assert quietest_place(np.zeros(0), 3.0, 4.0, 0.01) == 3.5
 
 
