@@ -3,6 +3,9 @@
 Pooling by attention is the structured self-attention of Lin et al. 2017: some hops, each with its own distribution over
 the input, whose sums stand side by side. What an encoder reads through is a source like any other's, so that text and
 pictures are classified alike.
+
+Beside it may stand a linear model of n-grams (models/ngrams.py): each learns by its own loss, and their scores are
+added, as the evidence of two witnesses who have not talked to each other (Mesnil et al. 2015).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from regard.errors import ConfigError
 from regard.layers.dropout import Dropout
 from regard.models.encoder_decoder import EncoderConfig, build_encoder
 from regard.models.memory import Memory
+from regard.models.ngrams import Ngrams, NgramsConfig
 
 POOLED = "pooling"  # the layer name of what the hops attend to
 
@@ -61,13 +65,16 @@ class ClassifierConfig:
     pooling: PoolingConfig = field(default_factory=PoolingConfig)
     hidden: int | None = None  # width of a layer with ReLU before the labels; null: none
     dropout: float = 0.1  # on the pooled vector, and on the hidden layer
+    ngrams: NgramsConfig | None = None  # text only: a linear model of n-grams beside it all; null: none
 
 
 class Classified(NamedTuple):
-    """logits: [batch, labels]. penalty: of the hops, summed over the batch, before its weight. attention: by layer
-    name, empty unless asked for; `pooling` has the hops as its queries."""
+    """logits: [batch, labels]; the sum of `parts`, of which each learns by itself: the encoder's, and those of n-grams
+    where there are any. penalty: of the hops, summed over the batch, before its weight. attention: by layer name, empty
+    unless asked for; `pooling` has the hops as its queries."""
 
     logits: Tensor
+    parts: tuple[Tensor, ...]
     penalty: Tensor
     attention: dict[str, Observation]
 
@@ -110,6 +117,7 @@ class Classifier(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.hidden = None if config.hidden is None else nn.Linear(width, config.hidden)
         self.labels = nn.Linear(width if config.hidden is None else config.hidden, num_labels)
+        self.ngrams = None if config.ngrams is None else Ngrams(num_labels, config.ngrams)
 
     def forward(self, values: Tensor, lengths: Tensor, observe: Observe | None = None) -> Classified:
         """values, lengths: as the encoder's source reads them; each input has at least one position."""
@@ -120,7 +128,11 @@ class Classifier(nn.Module):
         hidden = self.dropout(pooled)
         if self.hidden is not None:
             hidden = self.dropout(torch.relu(self.hidden(hidden)))
-        return Classified(self.labels(hidden), penalty, attention)
+        logits = self.labels(hidden)
+        if self.ngrams is None:
+            return Classified(logits, (logits,), penalty, attention)
+        counted = self.ngrams(values, lengths)
+        return Classified(logits + counted, (logits, counted), penalty, attention)
 
     def _pool(self, memory: Memory, observe: Observe | None) -> tuple[Tensor, Tensor, Observation | None]:
         """([batch, width], the penalty, what the hops showed)."""

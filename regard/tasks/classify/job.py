@@ -49,9 +49,9 @@ class ClassifyJob(Job[ClassifyRecipe]):
         self.tokenizer = self.world.in_turn(self._tokenizer)
         check_lengths([*self.validation, *self.test], self.tokenizer, recipe.data.max_tokens)
         text = TextColumn(self.tokenizer)
-        return self.corpus(
-            {role: LabelColumn(self.labels) if role == LABEL else text for role in self.roles}, recipe.data.max_tokens
-        )
+        columns = {role: LabelColumn(self.labels) if role == LABEL else text for role in self.roles}
+        self.train = self.corpus(columns, recipe.data.max_tokens)
+        return self.train
 
     def _labels(self) -> tuple[str, ...]:
         """All labels, kept in the run directory once they are known. Raises: DataError for data that cannot teach."""
@@ -99,6 +99,13 @@ class ClassifyJob(Job[ClassifyRecipe]):
         model = Classifier(len(self.tokenizer), len(self.labels), self.recipe.model)
         if self.recipe.init_from is not None:
             begin_with(model.encoder, pretrained(self.recipe.init_from))
+        if model.ngrams is not None:
+            texts = [role for role in self.roles if role != LABEL]
+            places = range(len(self.train))
+            model.ngrams.count(
+                (np.concatenate([self.train[role, place] for role in texts]) for place in places),
+                (int(self.train[LABEL, place][0]) for place in places),
+            )
         return model
 
     def objective(self) -> Objective:
@@ -211,7 +218,8 @@ def behind(first: Sequences, second: Sequences) -> Sequences:
 
 
 def objective(label_smoothing: float, word_dropout: float) -> Objective:
-    """The training loss of a batch: label-smoothed cross-entropy of the labels, and what the hops are fined."""
+    """The training loss of a batch: label-smoothed cross-entropy of the labels, the mean of the
+    model's parts, and what the hops are fined."""
 
     def loss(model: nn.Module, batch: Batch, dtype: torch.dtype) -> Loss:
         assert isinstance(model, Classifier)
@@ -221,9 +229,13 @@ def objective(label_smoothing: float, word_dropout: float) -> Objective:
             values = torch.where(dropped & (values > Tokenizer.UNK), Tokenizer.UNK, values)
         with torch.autocast(values.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             found = model(values, lengths)
-        logits, targets = found.logits.float(), batch.target.values[:, 0]
-        nll = F.cross_entropy(logits, targets, reduction="sum")
-        smoothed = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
-        return Loss(smoothed + model.config.pooling.penalty * found.penalty.float(), nll.detach())
+        targets = batch.target.values[:, 0]
+        nll = F.cross_entropy(found.logits.float(), targets, reduction="sum")
+        smoothed = [
+            F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
+            for logits in found.parts
+        ]
+        fine = model.config.pooling.penalty * found.penalty.float()
+        return Loss(torch.stack(smoothed).mean() + fine, nll.detach())
 
     return loss

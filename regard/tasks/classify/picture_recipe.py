@@ -44,6 +44,8 @@ class PictureClassifyRecipe(Recipe):
         """What no single part can see, found before any data is read. Raises: ConfigError."""
         check_ranges(self.model)
         check_source(self.model.encoder.embedding)
+        if self.model.ngrams is not None:
+            raise ConfigError("model.ngrams counts tokens of text, and a picture has none; leave it out")
         size = self.data.picture
         with torch.random.fork_rng(devices=[]), torch.no_grad():  # random numbers that belong to somebody else
             try:

@@ -131,6 +131,21 @@ def test_pairs_are_told_together(tmp_path: Path, call: Call) -> None:
         labeller.classify(["the film"])
 
 
+def test_what_counting_finds_is_added(tmp_path: Path) -> None:
+    """An encoder that has not learnt anything leaves the label to pairs of words; and the run resumes with them."""
+    path = recipe(
+        tmp_path,
+        model={"encoder": ENCODER, "pooling": {"kind": "mean"}, "ngrams": {"longest": 2, "buckets": 5000}},
+        training__max_steps=1,
+        tokenizer={"kind": "whole-words", "vocab_size": 300},
+    )
+    labeller = regard.load(trained_by(path, tmp_path / "run"))
+    unseen = rows(60, seed=9)
+    told = [one.label for one in labeller.classify([text for text, _ in unseen])]
+    assert told == [label for _, label in unseen]
+    assert labeller.model.ngrams.weights.count_nonzero() > 100
+
+
 def test_texts_of_pairs_stand_behind_each_other() -> None:
     first, second = Sequences.padded([[5, 6, 7], [8]]), Sequences.padded([[11], [12, 13]])
     values, lengths = behind(first, second)
@@ -265,6 +280,7 @@ def test_binary_data_is_named_with_its_line(tmp_path: Path, content: bytes) -> N
         ({"data__labels": ["good"]}, "data.labels"),
         ({"model__pooling": {"kind": "mean", "penalty": 1.0}}, "pooling by mean has no hops"),
         ({"word_dropout": 1.0}, "word_dropout"),
+        ({"model__ngrams": {"longest": 0}}, "longest is 0, expected 1 or more"),
         ({"validation": {"metric": "bleu"}}, "expected accuracy, macro_f1 or log_likelihood"),
     ],
 )

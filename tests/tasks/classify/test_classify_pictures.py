@@ -150,6 +150,7 @@ def test_scores_again(trained: Path, command: Command) -> None:
         ("data.train.columns={source: file, target: shape}", "no column for target (shape)"),
         ("data.picture.width=2", "or more a side"),
         ("model.pooling.hops=0", "hops is 0"),
+        ("model.ngrams.longest=2", "a picture has none"),
     ],
 )
 def test_mistakes_are_one_line(pictures: Path, command: Command, tmp_path: Path, change: str, words: str) -> None:
