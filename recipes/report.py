@@ -26,15 +26,15 @@ def main() -> None:
     print("| scoring | metric | score | 95 % interval | signature |\n|---|---|---|---|---|")
     for scores in result["test"]:
         for name, score in scores["metrics"].items():
-            cells = (scores.get("scoring", ""), name, f"{score['value']:.2f}", interval(score), signature(score))
+            cells = (scores.get("scoring", ""), name, f"{score['value']:.4g}", interval(score), signature(score))
             print(f"| {' | '.join(cells)} |")
-    candidates = ", ".join(f"{name} {score:.2f}" for name, score in result["validation"]["candidates"].items())
+    candidates = ", ".join(f"{name} {score:.4g}" for name, score in result["validation"]["candidates"].items())
     print(f"\n{result['parameters']:,} parameters, {result['steps']:,} updates.")
     print(f"Candidates on the validation set, {metric}: {candidates}; kept: {result['validation']['chosen']}.")
     print(f"Prepared corpus sha256 `{result['data']['train']}`.\n")
     print("| update | " + " | ".join(str(step) for step in curve) + " |")
     print("|---" * (len(curve) + 1) + "|")
-    print(f"| {metric} | " + " | ".join(f"{value:.1f}" for value in curve.values()) + " |")
+    print(f"| {metric} | " + " | ".join(f"{value:.4g}" for value in curve.values()) + " |")
     if arguments.curve:
         draw(curve, metric, arguments.curve)
 
