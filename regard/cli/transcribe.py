@@ -75,6 +75,7 @@ def transcribe(
         raise ConfigError(f"decoding: {', '.join(idle)} would have no effect where CTC votes alone; drop it")
     answers = Answers(attention=attention)
     told = 0  # parts of subtitles so far
+    is_first = True
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES) as spooled:
         found = transcriber.transcribe_each(
             _sounds(files, spooled), decoding, timestamps=level is not None, attention=attention is not None
@@ -84,7 +85,8 @@ def transcribe(
             if isinstance(one, DataError):
                 answers.bad(BadInput(str(one)), lines=_in_its_place(name, one, chosen))
                 continue
-            lines, told = _printed(name, one, chosen, level, told, is_first=number == 0, is_only=len(files) == 1)
+            lines, told = _printed(name, one, chosen, level, told, is_first=is_first, is_only=len(files) == 1)
+            is_first = False
             answers.good(lines, *one.attentions)
     answers.finish("sound in which a decoder attended to anything")
 

@@ -89,7 +89,7 @@ def read_pictures(
     paths: dict[str, Path | None] = {}
     for name, text, origin in rows:
         if name not in paths:
-            paths[name] = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            paths[name] = next((folder / name for folder in folders if _is_file(folder / name)), None)
         if paths[name] is None:
             tally.add("no such picture file", origin, on_bad=on_bad)
             continue
@@ -137,10 +137,18 @@ def _coco(spec: PictureSpec, tally: BadRecords, on_bad: OnBad) -> Iterator[Found
         text = one.get("caption") if isinstance(one, dict) else None
         if not isinstance(text, str) or not text.strip():
             tally.add("annotation without caption", origin, on_bad=on_bad)
-        elif one.get("image_id") not in names:
+        elif not isinstance(one.get("image_id"), int | str) or one["image_id"] not in names:
             tally.add("annotation of an image that is not listed", origin, on_bad=on_bad)
         else:
             yield names[one["image_id"]], text, origin
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _classes(folder: Path) -> Iterator[Found]:

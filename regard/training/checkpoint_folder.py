@@ -28,7 +28,7 @@ from torch import Tensor
 
 from regard.errors import TrainingError
 from regard.training.disk import UNFINISHED, beside, not_written, os_error_behind, replace_folder
-from regard.training.processes import World
+from regard.training.processes import World, is_silence
 
 STATE, CHECKSUMS, LAYOUT = "state.json", "checksums.txt", ".metadata"
 PARTS = "*.distcp"
@@ -90,6 +90,8 @@ def load(path: Path, tensors: Mapping[str, Tensor]) -> None:
         with _torch_alone():
             checkpoint.load(dict(tensors), storage_reader=Reader(path), planner=planner)
     except (RuntimeError, ValueError) as error:
+        if is_silence(error):
+            raise  # of another process, and no fault of this checkpoint
         reason = " ".join(str(error).split())
         raise TrainingError(f"{path}: does not fit this model ({reason}); take the regard that wrote it") from None
 

@@ -81,6 +81,9 @@ def test_standard_input_holds_one_file(model, sound, capsys, monkeypatch):
     assert run(["transcribe", str(model), "-", str(sound)]) == 0
     lines, _ = told(capsys)
     assert lines[0] == lines[1]
+    Stdin.buffer = io.BytesIO(b"no sound at all")
+    assert run(["transcribe", str(model), "-"]) == 2
+    assert "None" not in told(capsys)[1][0]
     assert run(["transcribe", str(model), "-", "-"]) == 2
     assert "standard input holds one file" in told(capsys)[1][0]
 
@@ -97,6 +100,9 @@ def test_bad_files_are_told_one_by_one_and_the_rest_is_done(model, sound, tmp_pa
     assert run(["transcribe", str(model), broken[0], str(sound), "--json"]) == 2
     first, second = (json.loads(line) for line in told(capsys)[0])
     assert first["source"] == broken[0] and "error" in first and "text" in second
+    assert run(["transcribe", str(model), broken[0], str(sound), str(sound), "--format", "vtt"]) == 2
+    lines, _ = told(capsys)
+    assert lines[0] == "WEBVTT" and lines.count("WEBVTT") == 1
 
 
 def test_a_search_obeys_what_it_is_told(model, sound, capsys):

@@ -48,6 +48,13 @@ def test_missing_pictures_are_named_and_the_others_kept(pictures: Path) -> None:
         read_pictures(spec, on_bad="stop")
 
 
+def test_a_name_that_no_file_can_have_is_missing(pictures: Path) -> None:
+    spec = table(pictures, "a.jpg\ta cat", "a long caption " * 30 + "\tb.jpg")
+    report = BadRecords()
+    assert found(spec, on_bad="skip", report=report) == {"a.jpg": ["a cat"]}
+    assert report.counts == {"no such picture file": 1}
+
+
 def test_rows_can_be_chosen_by_a_column(pictures: Path) -> None:
     table(pictures, "a.jpg\ttrain\ta cat", "b.jpg\ttest\ta dog", header="file\tsplit\tcaption")
     spec = PictureSpec(str(pictures / "captions.tsv"), where={"split": "test"})
@@ -78,6 +85,7 @@ def test_coco_s_json(pictures: Path) -> None:
             {"image_id": 8, "caption": "of nothing"},
             {"image_id": 11, "caption": "of a missing file"},
             {"image_id": 7},
+            {"image_id": [7], "caption": "of two"},
         ],
     )
     report = BadRecords()

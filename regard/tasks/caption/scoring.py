@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,8 @@ from regard.tasks.caption.overlap import cider_d, rouge_l
 from regard.tasks.metrics import Metric, check_samples, draws_of, interval, metrics_json
 
 METRICS = ("bleu-1", "bleu-2", "bleu-3", "bleu-4", "rouge-l", "cider-d")
-# Letters and digits, with apostrophes and hyphens inside: "it's" and "T-shirt" are one word each.
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+# A letter or digit; of a word, with apostrophes and hyphens inside: "it's" and "T-shirt" are one word each.
+_LETTER = r"[^\W_]"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ class CaptionScores:
 
 def words_of(text: str) -> list[str]:
     """The words that scoring compares: lowercased, punctuation dropped."""
-    return _WORD.findall(text.lower())
+    text = unicodedata.normalize("NFC", text.lower())
+    # Marks that no letter takes up, as the vowels of Devanagari, belong to the letter before them; `re` knows none.
+    marks = "".join({character for character in text if unicodedata.category(character).startswith("M")})
+    run = rf"{_LETTER}[{re.escape(marks)}]*" if marks else _LETTER
+    return re.findall(rf"(?:{run})+(?:['’-](?:{run})+)*", text)
 
 
 def score(

@@ -346,4 +346,5 @@ def _name(sound: Sound, number: int) -> str:
         return os.fspath(sound)
     if isinstance(sound, np.ndarray | tuple):
         return f"sound {number + 1}"
-    return str(getattr(sound, "name", f"sound {number + 1}"))
+    name = getattr(sound, "name", None)  # of a temporary file: none, or the number of its descriptor
+    return name if isinstance(name, str) and name else f"sound {number + 1}"

@@ -26,6 +26,11 @@ def test_case_and_punctuation_count_for_nothing() -> None:
     assert plain["bleu-4"] == pytest.approx(100.0) and plain["rouge-l"] == pytest.approx(100.0)
 
 
+def test_marks_belong_to_their_letters() -> None:
+    assert words_of("क्या यह") == ["क्या", "यह"]
+    assert words_of("Cafe\u0301 noir") == words_of("CAFÉ noir") == ["café", "noir"]
+
+
 def test_bleu_worked_by_hand() -> None:
     """Of 4 words 3 are in a reference, of 3 pairs 2; the closest reference has 4 words: no penalty."""
     found = score(["the red dog runs"], [["the red dog sits", "the red dog sits there now"]], bootstrap_samples=0)
