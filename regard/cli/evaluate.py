@@ -11,6 +11,12 @@ import typer
 from regard.cli import options as opt
 from regard.errors import ConfigError
 
+# What a task may be told in place of its recipe's settings; one that has no meaning for it is refused.
+SETTINGS = (
+    *("scoring", "beam_size", "length_penalty", "max_length"),
+    *("ctc_weight", "language_model", "language_weight", "length_reward"),
+)
+
 
 def evaluate(
     model: opt.Model,
@@ -27,6 +33,10 @@ def evaluate(
     beam_size: Annotated[int | None, typer.Option(help="Live hypotheses; the recipe's unless given.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Exponent; the recipe's unless given.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Most tokens of one output.")] = None,
+    ctc_weight: opt.CtcWeight = None,
+    language_model: opt.LanguageModelPath = None,
+    language_weight: opt.LanguageWeight = None,
+    length_reward: opt.LengthReward = None,
     output: Annotated[Path | None, typer.Option(help="Write the outputs here, a line each.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: opt.Device = "cpu",
@@ -42,8 +52,7 @@ def evaluate(
     from regard.tasks.run_directory import write_text
 
     loaded = load(model, device=device, dtype=dtype)
-    given = {"scoring": scoring, "beam_size": beam_size, "length_penalty": length_penalty, "max_length": max_length}
-    options = {name: value for name, value in given.items() if value is not None}
+    options = opt.given(locals(), SETTINGS)
     task = TASKS[read_config(model)["task"]]()
     found, outputs = task.evaluate(loaded, data, options, lambda message: typer.echo(message, err=True))
     if output is not None:

@@ -47,6 +47,14 @@ AttentionPath = Annotated[
     Path | None, typer.Option(help=f"Write what was attended to: {' '.join(ENDINGS)} (the last for one input).")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object for each input.")]
+# A search for the words of sound.
+CtcWeight = Annotated[float | None, typer.Option(help="CTC's share of the votes, 0 to 1.")]
+LanguageModelPath = Annotated[
+    str | None,
+    typer.Option("--language-model", metavar="PATH", help="Directory of a language model of the same tokens."),
+]
+LanguageWeight = Annotated[float | None, typer.Option(help="Of the language model's votes.")]
+LengthReward = Annotated[float | None, typer.Option(help="Nats for each token.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.")]
 

@@ -39,12 +39,10 @@ def transcribe(
     as_json: opt.AsJson = False,
     attention: opt.AttentionPath = None,
     beam_size: opt.BeamSize = None,
-    ctc_weight: Annotated[float | None, typer.Option(help="CTC's share of the votes, 0 to 1.")] = None,
-    language_model: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Directory of a language model of the same tokens.")
-    ] = None,
-    language_weight: Annotated[float | None, typer.Option(help="Of the language model's votes.")] = None,
-    length_reward: Annotated[float | None, typer.Option(help="Nats for each token.")] = None,
+    ctc_weight: opt.CtcWeight = None,
+    language_model: opt.LanguageModelPath = None,
+    language_weight: opt.LanguageWeight = None,
+    length_reward: opt.LengthReward = None,
     length_penalty: opt.LengthPenalty = None,
     min_length: opt.MinLength = None,
     max_length: opt.MaxLength = None,

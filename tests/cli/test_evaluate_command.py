@@ -80,3 +80,8 @@ def test_options_reach_the_search(command: Command, trained: Trained, tmp_path: 
     arguments = ("--beam-size", beam_size, "--max-length", "2", "--output", tmp_path / "out.txt", "--json")
     found = json.loads(command("evaluate", trained.model, *arguments).out)
     assert found["hypothesis_length"] <= 2 * len(TEST)
+
+
+def test_settings_of_other_tasks_are_refused(command: Command, trained: Trained) -> None:
+    done = command("evaluate", trained.model, "--ctc-weight", "0.5")
+    assert done.status == 2 and "ctc_weight" in done.err and len(done.err.splitlines()) == 1

@@ -192,3 +192,13 @@ def test_any_model_that_says_what_it_attended_to_is_looked_at(sound, tmp_path, c
     monkeypatch.setattr("regard.tasks.load.load", lambda *a, **k: SimpleNamespace())
     assert run(["look", "model", "a", "--out", str(tmp_path / "b.svg")]) == 2
     assert "shows no attention yet" in told(capsys)[1][0]
+
+
+def test_another_search_is_scored(model, capsys):
+    data = str(model.parents[1] / "validation.jsonl")
+    assert run(["evaluate", str(model), "--data", data, "--ctc-weight", "1.0", "--beam-size", "2", "--json"]) == 0
+    assert "wer" in told(capsys)[0][0].lower()
+    assert run(["evaluate", str(model), "--ctc-weight", "2"]) == 2
+    assert "ctc_weight is 2.0, expected a share from 0 to 1" in told(capsys)[1][-1]
+    assert run(["evaluate", str(model), "--data", data, "--language-model", "nowhere"]) == 2
+    assert "nowhere" in told(capsys)[1][-1]
